@@ -1,0 +1,198 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// clientConn is one accepted connection.
+type clientConn struct {
+	conn     *peekedConn
+	remote   netip.AddrPort // the client, as the PROXY header tells it if there was one
+	listener string
+	table    *Table
+	log      zerolog.Logger
+	hello    hello
+	event    connEvent
+	session  atomic.Pointer[session]
+}
+
+// abort ends the connection from outside.
+func (c *clientConn) abort() {
+	if se := c.session.Load(); se != nil {
+		se.abort()
+		return
+	}
+	c.conn.Close()
+}
+
+// abortIdle ends the connection if it is between requests.
+func (c *clientConn) abortIdle() {
+	if se := c.session.Load(); se != nil && se.idle.Load() {
+		se.abort()
+	}
+}
+
+// acceptLoop accepts until the listener is closed. Running out of descriptors is
+// waited out, not fatal.
+func (s *Server) acceptLoop(ln net.Listener, name string, handle func(context.Context, *clientConn) error) error {
+	var pause time.Duration
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			if s.closing.Load() || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			s.log.Error().Err(err).Str("listener", name).Dur("retry_in", pause).Msg("accept failed")
+			select {
+			case <-time.After(pause):
+				continue
+			case <-s.ctx.Done():
+				return nil
+			}
+		}
+		pause = 0
+		c := &clientConn{
+			conn: newPeekedConn(conn), listener: name, table: s.table.Load(), remote: addrOf(conn.RemoteAddr()),
+		}
+		if !s.track(c) {
+			conn.Close()
+			continue
+		}
+		go func() {
+			defer s.untrack(c)
+			s.serveConn(c, handle)
+		}()
+	}
+}
+
+// serveConn leads one connection from accept to its end and logs it.
+func (s *Server) serveConn(c *clientConn, handle func(context.Context, *clientConn) error) {
+	c.event.start = time.Now()
+	id := s.connIDs.Add(1)
+	c.log = s.log.With().Uint64("conn", id).Logger()
+	defer c.conn.Close()
+	c.conn.SetDeadline(c.event.start.Add(s.opts.HelloTimeout))
+	err := s.takeProxyHeader(c)
+	if err == nil {
+		err = handle(s.ctx, c)
+	}
+	c.event.write(c, err)
+}
+
+// takeProxyHeader takes the PROXY header that a trusted peer may have put in
+// front. From anybody else it is not looked for, and so refused as what
+// it then is: neither TLS nor HTTP.
+func (s *Server) takeProxyHeader(c *clientConn) error {
+	if !contains(s.opts.ProxyProtocolFrom, c.remote.Addr()) {
+		return nil
+	}
+	src, _, err := readProxyHeader(c.conn)
+	if err == io.EOF {
+		return nil // a port check; the hello says the same
+	}
+	if err != nil {
+		return fmt.Errorf("from trusted peer %s: %w", c.remote.Addr(), err)
+	}
+	if src.IsValid() {
+		c.event.peer = c.remote.Addr()
+		c.remote = netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
+	}
+	return nil
+}
+
+// serveTLS peeks at the hello and does what decide says.
+func (s *Server) serveTLS(ctx context.Context, c *clientConn) error {
+	h, err := readHello(c.conn)
+	if err != nil {
+		return s.helloFailed(c, err)
+	}
+	c.hello = h
+	c.event.sni = h.ServerName
+	d := decide(c.table, c.listener, h)
+	if d.host != nil {
+		c.event.mode = d.host.Mode.String()
+	}
+	switch d.verdict {
+	case passOn:
+		site := d.host.Site
+		dial := func(ctx context.Context) (net.Conn, string, error) { return dialPassthrough(ctx, s.opts.Dial, site) }
+		backend, in, out, err := passthrough(ctx, c.conn, dial, c.log)
+		c.event.backend, c.event.in, c.event.out = backend, in, out
+		return err
+	case terminate:
+		return s.terminateTLS(ctx, c, d.host)
+	}
+	c.event.refused = true
+	switch d.refusal {
+	case RefuseAlert:
+		refuseTLS(c.conn, alertUnrecognizedName)
+	case RefuseReset:
+		reset(c.conn)
+	}
+	return errors.New(d.why)
+}
+
+// servePlain serves plain HTTP: the redirect site.
+func (s *Server) servePlain(ctx context.Context, c *clientConn) error {
+	c.event.mode = "http"
+	return s.relay(ctx, c, c.conn, nil)
+}
+
+// helloFailed ends a connection that did not begin with a good ClientHello.
+func (s *Server) helloFailed(c *clientConn, err error) error {
+	var he *helloError
+	switch {
+	case err == io.EOF:
+		return nil // a port check
+	case errors.As(err, &he):
+		refuseTLS(c.conn, he.alert)
+	case errors.Is(err, errPlainHTTP):
+		c.conn.SetWriteDeadline(time.Now().Add(lingerTime))
+		c.conn.Write(appendLocal(nil, http.StatusBadRequest, s.date(), nil,
+			[]byte("This port speaks HTTPS. Ask again with https://\n"), "close", false))
+		if c.conn.CloseWrite() == nil {
+			c.conn.SetReadDeadline(time.Now().Add(lingerTime))
+			io.CopyN(io.Discard, c.conn, lingerBytes)
+		}
+	}
+	return err
+}
+
+// dialPassthrough dials the first backend of the site that answers.
+func dialPassthrough(ctx context.Context, dial dialFunc, site *Site) (net.Conn, string, error) {
+	var errs []error
+	timeout := site.ConnectTimeout
+	if timeout <= 0 {
+		timeout = defaultConnectTimeout
+	}
+	for _, b := range site.order() {
+		c, err := dialTCP(ctx, dial, b, timeout)
+		if err == nil {
+			return c, b.Name, nil
+		}
+		errs = append(errs, err)
+	}
+	if len(errs) == 0 {
+		errs = append(errs, fmt.Errorf("site %s has no servers", site.Name))
+	}
+	return nil, "", errors.Join(errs...)
+}
+
+// reset closes with RST instead of FIN.
+func reset(c *peekedConn) {
+	if l, ok := c.Conn.(interface{ SetLinger(sec int) error }); ok {
+		l.SetLinger(0)
+	}
+	c.Close()
+}

@@ -1,0 +1,184 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// connEvent is what is logged of a connection: one line, at its end.
+type connEvent struct {
+	start    time.Time
+	peer     netip.Addr // the proxy in front, if a PROXY header named another client
+	sni      string
+	mode     string
+	backend  string // passthrough
+	tls      uint16
+	resumed  bool
+	refused  bool
+	requests int
+	in, out  int64 // passthrough: bytes from and to the client
+}
+
+// write logs the connection. Its ends by peers are worth a debug line; a backend
+// that cannot be reached is worth an error.
+func (ev *connEvent) write(c *clientConn, err error) {
+	var e *zerolog.Event
+	switch {
+	case errors.Is(err, errNoBackend):
+		e = c.log.Error()
+	case err != nil && !isPeerEnd(err):
+		e = c.log.Info()
+	case ev.mode == Passthrough.String():
+		e = c.log.Info()
+	default:
+		e = c.log.Debug()
+	}
+	e = e.Str("remote", c.remote.String()).Str("listener", c.listener)
+	if ev.peer.IsValid() {
+		e = e.Str("proxy", ev.peer.String())
+	}
+	if ev.sni != "" {
+		e = e.Str("sni", ev.sni)
+	}
+	if ev.mode != "" {
+		e = e.Str("mode", ev.mode)
+	}
+	if ev.tls != 0 {
+		e = e.Str("tls", tls.VersionName(ev.tls)).Bool("resumed", ev.resumed)
+	}
+	if ev.mode == Passthrough.String() {
+		e = e.Str("backend", ev.backend).Int64("in", ev.in).Int64("out", ev.out)
+	}
+	if ev.requests > 0 {
+		e = e.Int("requests", ev.requests)
+	}
+	e = e.Dur("duration_ms", time.Since(ev.start))
+	msg := "connection"
+	if ev.refused {
+		msg = "connection refused"
+	}
+	if err != nil {
+		e = e.Err(err)
+	}
+	e.Msg(msg)
+}
+
+// isPeerEnd tells whether err is just a peer that went away.
+func isPeerEnd(err error) bool {
+	return errors.Is(err, errClientGone) || errors.Is(err, errShutdown) || errors.Is(err, errUpstreamGone) ||
+		errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// requestEvent is what is logged of a request: one line, when it is answered.
+// Never credentials, cookies or bodies, and no query: it may hold user names.
+type requestEvent struct {
+	log    zerolog.Logger
+	remote netip.AddrPort
+	debug  bool
+
+	start         time.Time
+	method        string
+	host          string
+	target        string
+	authorization bool
+	mode          string
+	vdir          string
+	backend       string
+	upstreamID    uint64
+	reused        bool
+	status        int
+	in, out       int64 // body bytes from the client; bytes to the client
+	cause         string
+	failed        bool // the cause is ours or the backend's, not the client's
+}
+
+// begin starts the record of a request.
+func (ev *requestEvent) begin(h *requestHead) {
+	*ev = requestEvent{
+		log: ev.log, remote: ev.remote, debug: ev.debug, start: time.Now(),
+		method: h.method, host: h.hostName, target: h.target, authorization: h.authorization,
+	}
+}
+
+func (ev *requestEvent) route(rt route) {
+	if rt.host != nil {
+		ev.mode = rt.host.Mode.String()
+	}
+	if rt.vdir != nil {
+		ev.vdir = rt.vdir.Name
+	}
+	if rt.action == actRedirect {
+		ev.mode = Redirect.String()
+	}
+}
+
+func (ev *requestEvent) upstream(u *upstream) {
+	ev.backend, ev.upstreamID, ev.reused = u.backend.Name, u.id, u.used
+}
+
+// fail records why a request could not be served.
+func (ev *requestEvent) fail(err error) { ev.cause, ev.failed = err.Error(), true }
+
+// end writes the record.
+func (ev *requestEvent) end(s *session, err error) {
+	if err != nil && ev.cause == "" {
+		ev.cause = err.Error()
+		ev.failed = !isPeerEnd(err)
+	}
+	e := ev.log.Info()
+	if ev.failed {
+		e = ev.log.Warn()
+	}
+	e = e.Str("remote", ev.remote.String()).Str("method", ev.method).Str("host", ev.host).Int("status", ev.status)
+	if ev.debug {
+		e = e.Str("target", ev.target)
+	} else {
+		e = e.Str("path", maskPath(ev.target))
+	}
+	if ev.mode != "" {
+		e = e.Str("mode", ev.mode)
+	}
+	if ev.vdir != "" {
+		e = e.Str("virtual_directory", ev.vdir)
+	}
+	if ev.backend != "" {
+		e = e.Str("backend", ev.backend).Uint64("upstream", ev.upstreamID).Bool("reused", ev.reused)
+	}
+	if ev.authorization {
+		// That credentials came is worth knowing, above all in clear; never what
+		// they were.
+		e = e.Bool("authorization", true)
+		if !s.origin.secure {
+			e = e.Bool("in_clear", true)
+		}
+	}
+	e = e.Int64("in", ev.in).Int64("out", ev.out).Dur("duration_ms", time.Since(ev.start))
+	if ev.cause != "" {
+		e = e.Str("error", ev.cause)
+	}
+	e.Msg("request")
+}
+
+// maskPath is the path of a target without query and without the segments that
+// hold a mailbox address, which only the debug level shows.
+func maskPath(target string) string {
+	path, _, _ := strings.Cut(target, "?")
+	if !strings.Contains(path, "@") && !strings.Contains(path, "%40") {
+		return path
+	}
+	segments := strings.Split(path, "/")
+	for i, seg := range segments {
+		if strings.Contains(seg, "@") || strings.Contains(seg, "%40") {
+			segments[i] = "<address>"
+		}
+	}
+	return strings.Join(segments, "/")
+}

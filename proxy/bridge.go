@@ -1,0 +1,631 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// exchange is one bridged request and its response. The session's goroutine
+// sends the head and reads the response; a second one, the uplink, is started
+// only when there is a body to copy at the same time or the backend takes its
+// time, and then watches the client as well.
+type exchange struct {
+	s    *session
+	up   *upstream
+	vdir *VirtualDirectory
+	body body // of the request; the uplink's once it runs
+
+	last  atomic.Int64 // when bytes last moved in either direction, Unix ns
+	moved atomic.Int64 // payload bytes of the request taken from the client
+	gone  atomic.Bool  // the client has left; the backend connection is closed
+
+	mu       sync.Mutex // stopping against the uplink's deadlines
+	started  bool
+	stopping bool
+	stop     chan struct{}
+	bodyDone chan struct{} // closed when the whole body is with the backend
+	ended    chan struct{} // closed when the uplink has returned
+	bodyErr  error         // why the body did not get through; valid after ended
+
+	hasBody       bool // the request has a body
+	wroteContinue bool // 100 Continue was sent to the client
+}
+
+// Times and sizes of an exchange.
+const (
+	// halfCloseGrace is how long a backend may stay silent after the client has
+	// sent FIN. A FIN does not tell a client that only finished sending from one
+	// that is gone; the first is answered promptly, the second must not keep a
+	// session at the backend for more than a second.
+	halfCloseGrace = 800 * time.Millisecond
+	// expectWait is how long a client that asked for 100 Continue waits for the
+	// backend's word before it gets ours.
+	expectWait = 3 * time.Second
+	// drainLimit is how much of a request body is still carried after an early
+	// response so that both connections can live on; drainTime is how
+	// long that may take.
+	drainLimit = 256 << 10
+	drainTime  = 10 * time.Second
+	// coalesce is up to how many bytes of payload are gathered for one write.
+	coalesce = 16 << 10
+)
+
+var (
+	errBackendSilent = errors.New("backend silent for too long")
+	errClientStalled = errors.New("client stopped sending the body")
+	errBackendWrite  = errors.New("backend does not take the request")
+)
+
+// bridge sends the request to the site of the route's host and its response
+// back. It returns whether the client connection lives on.
+func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
+	site := rt.host.Site
+	up, err := s.upstream(ctx, site)
+	if err != nil {
+		if errors.Is(err, errShutdown) || ctx.Err() != nil {
+			return false, errShutdown
+		}
+		return s.fail(http.StatusBadGateway, err)
+	}
+	s.ev.upstream(up)
+	x := &exchange{s: s, up: up, vdir: rt.vdir, body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody()}
+	x.touch()
+	fw := s.fwd
+	fw.host = rt.host.Name
+	fw.upgrade = rt.vdir.Upgrade && s.head.upgrade && s.head.upgradeTo != "" && !s.head.hasBody() &&
+		!strings.EqualFold(s.head.upgradeTo, "h2c")
+	s.out = appendRequestHead(s.out[:0], &s.head, rt.target, fw)
+	wholeBody, err := x.sendHead()
+	if err != nil {
+		return s.failed(ctx, x, err)
+	}
+	if !wholeBody {
+		x.startUplink()
+	}
+	return x.respond(ctx, fw.upgrade)
+}
+
+// sendHead writes the request head, in one write with as much of the body as is
+// here already, and tells whether that was all of it.
+func (x *exchange) sendHead() (whole bool, err error) {
+	s := x.s
+	for len(s.out) < coalesce && !x.body.done {
+		piece, err := x.body.buffered(coalesce)
+		if err != nil {
+			x.bodyErr = err
+			return false, err
+		}
+		if piece == nil {
+			break
+		}
+		x.moved.Add(int64(len(piece)))
+		s.out = appendPiece(s.out, piece, x.body.kind == chunkedBody)
+	}
+	if x.body.done && x.body.kind == chunkedBody {
+		s.out = append(s.out, lastChunk...)
+	}
+	x.up.conn.SetWriteDeadline(time.Now().Add(x.vdir.RequestIdle))
+	if _, err := x.up.conn.Write(s.out); err != nil {
+		return false, fmt.Errorf("%w: %w", errBackendWrite, err)
+	}
+	return x.body.done, nil
+}
+
+// respond reads the response and passes it on as it comes.
+func (x *exchange) respond(ctx context.Context, upgrade bool) (keep bool, err error) {
+	s, up := x.s, x.up
+	for {
+		data, err := x.readResponseHead()
+		if err == nil {
+			err = parseResponseHead(data, &s.resp)
+		}
+		if err != nil {
+			return s.failed(ctx, x, err)
+		}
+		if s.resp.status >= 200 || s.resp.status == http.StatusSwitchingProtocols {
+			break
+		}
+		if s.head.minor == 0 {
+			continue // HTTP/1.0 knows no interim responses
+		}
+		x.wroteContinue = x.wroteContinue || s.resp.status == http.StatusContinue
+		s.out = appendResponseHead(s.out[:0], &s.resp, "", true)
+		if err := s.write(s.out, x.vdir.RequestIdle); err != nil {
+			return x.abandon(err)
+		}
+	}
+	up.used = true
+	s.ev.status = s.resp.status
+	if s.resp.status == http.StatusSwitchingProtocols {
+		if !upgrade {
+			return s.failed(ctx, x, malformed("101 Switching Protocols that was not asked for"))
+		}
+		return false, x.tunnel()
+	}
+	return x.sendResponse(ctx)
+}
+
+// sendResponse passes a final response on. The head goes out with the first
+// piece of body that is there, or alone at once if none is.
+func (x *exchange) sendResponse(ctx context.Context) (keep bool, err error) {
+	s := x.s
+	rb := responseBody(&s.resp, s.head.method, &x.up.in)
+	chunked := rb.kind == chunkedBody
+	deframe := chunked && s.head.minor == 0 // HTTP/1.0 knows no chunks: end by closing
+	keep = s.head.persistent() && s.resp.persistent() && rb.kind != untilClose && !deframe && !s.srv.closing.Load()
+	if keep && x.tooMuchLeft() {
+		keep = false // announced, so that the client need not guess
+	}
+	connection := ""
+	switch {
+	case !keep:
+		connection = "close"
+	case s.head.minor == 0:
+		connection = "keep-alive"
+	}
+	s.out = appendResponseHead(s.out[:0], &s.resp, connection, deframe)
+	headSent := false
+	for {
+		for len(s.out) < coalesce && !rb.done {
+			piece, err := rb.buffered(coalesce)
+			if err != nil && !headSent {
+				return s.failed(ctx, x, err)
+			}
+			if err != nil {
+				return x.cut(err)
+			}
+			if piece == nil {
+				break
+			}
+			s.out = appendPiece(s.out, piece, chunked && !deframe)
+		}
+		if rb.done && chunked && !deframe {
+			s.out = append(s.out, lastChunk...)
+		}
+		more := len(s.out) >= coalesce // there may be more in the buffer
+		if len(s.out) > 0 {
+			if err := s.write(s.out, x.vdir.ResponseIdle); err != nil {
+				return x.abandon(err)
+			}
+			x.touch()
+			s.out, headSent = s.out[:0], true
+		}
+		if rb.done {
+			break
+		}
+		if more {
+			continue
+		}
+		if err := x.fillUpstream(); err == io.EOF && rb.kind == untilClose {
+			break
+		} else if err == io.EOF {
+			return x.cut(io.ErrUnexpectedEOF)
+		} else if err != nil {
+			return x.cut(err)
+		}
+	}
+	return x.finish(keep)
+}
+
+// tooMuchLeft tells, when the response's head goes out, that the client has more
+// of its body to send than will be carried behind an early response. A body that
+// was announced with Expect and never begun costs nothing to wait for.
+func (x *exchange) tooMuchLeft() bool {
+	s := x.s
+	if !x.started || s.head.contentLength < 0 {
+		return false
+	}
+	if s.head.expect100 && x.moved.Load() == 0 && !x.wroteContinue {
+		return false
+	}
+	return s.head.contentLength-x.moved.Load() > drainLimit
+}
+
+// finish ends an exchange whose response is complete. If the request is not, its
+// rest is carried to the backend within limits, so that the next request starts
+// where both sides expect it; otherwise both connections close.
+func (x *exchange) finish(keep bool) (bool, error) {
+	s := x.s
+	if !x.started {
+		s.ev.in = x.moved.Load()
+		return keep, nil
+	}
+	if keep && !x.bodySent() {
+		wait := drainTime
+		if s.head.expect100 && x.moved.Load() == 0 && !x.wroteContinue {
+			wait = x.vdir.RequestIdle // the client may take its time to send it after all
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-x.bodyDone:
+		case <-x.ended:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+	complete := x.bodySent()
+	if !complete {
+		x.up.close() // also frees an uplink that is stuck in a write
+	}
+	x.stopUplink()
+	s.ev.in = x.moved.Load()
+	if complete && keep && !x.gone.Load() {
+		return true, nil
+	}
+	if !complete && !x.gone.Load() {
+		s.lingerDue = true
+	}
+	return false, nil
+}
+
+func (x *exchange) bodySent() bool {
+	select {
+	case <-x.bodyDone:
+		return true
+	default:
+		return false
+	}
+}
+
+// cut ends an exchange whose response broke off after its head was sent. The
+// client is left without the end it was promised, so that it sees the
+// truncation: nothing is padded, no error is injected.
+func (x *exchange) cut(err error) (bool, error) {
+	x.up.close()
+	x.stopUplink()
+	x.s.ev.in = x.moved.Load()
+	if x.gone.Load() {
+		return false, errClientGone
+	}
+	x.s.raw.Close() // without close_notify: the stream did not end, it broke
+	return false, fmt.Errorf("response from backend %s: %w", x.up.backend.Name, err)
+}
+
+// abandon ends an exchange because the client does not take the response.
+func (x *exchange) abandon(err error) (bool, error) {
+	x.up.close()
+	x.stopUplink()
+	x.s.ev.in = x.moved.Load()
+	return false, err
+}
+
+// failed ends an exchange before any byte of a final response was sent.
+func (s *session) failed(ctx context.Context, x *exchange, err error) (bool, error) {
+	x.up.close()
+	x.stopUplink()
+	s.ev.in = x.moved.Load()
+	var he *headError
+	switch {
+	case x.gone.Load():
+		return false, errClientGone
+	case ctx.Err() != nil:
+		return false, errShutdown
+	case errors.Is(x.bodyErr, errClientStalled):
+		return s.fail(http.StatusRequestTimeout, x.bodyErr)
+	case errors.As(x.bodyErr, &he): // a malformed body: the client's fault
+		return s.fail(he.status, x.bodyErr)
+	case errors.Is(err, errBackendSilent):
+		return s.fail(http.StatusGatewayTimeout, fmt.Errorf("backend %s: %w", x.up.backend.Name, err))
+	case x.up.used && !errors.As(err, &he):
+		// An idle backend connection may close just when a request is on its way.
+		// Repeating the request on a new connection could repeat its effect and
+		// would lose the identity bound to the old one; closing tells the
+		// client what happened, and it knows whether to repeat.
+		return false, fmt.Errorf("backend %s closed the connection before answering: %w", x.up.backend.Name, err)
+	}
+	return s.fail(http.StatusBadGateway, fmt.Errorf("response from backend %s: %w", x.up.backend.Name, err))
+}
+
+// readResponseHead returns the next response head.
+func (x *exchange) readResponseHead() ([]byte, error) {
+	var scan headScanner
+	for {
+		if x.up.in.buffered() > 0 {
+			data, err := scan.next(&x.up.in)
+			if err != nil {
+				return nil, malformed("response head: %v", err)
+			}
+			if data != nil {
+				return data, nil
+			}
+		}
+		if err := x.fillUpstream(); err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+	}
+}
+
+func (x *exchange) touch() { x.last.Store(time.Now().UnixNano()) }
+
+func (x *exchange) idleFor() time.Duration {
+	return time.Duration(time.Now().UnixNano() - x.last.Load())
+}
+
+// fillUpstream reads once from the backend. A wait of any length is a wait on the
+// client too: from then on the uplink notices if it leaves.
+func (x *exchange) fillUpstream() error {
+	s, up := x.s, x.up
+	if !x.started {
+		up.conn.SetReadDeadline(time.Now().Add(min(quickWait, x.vdir.ResponseIdle)))
+		if err := up.in.fill(); !isTimeout(err) {
+			x.touch()
+			return err
+		}
+		x.startUplink()
+	}
+	for {
+		wait := x.vdir.ResponseIdle - x.idleFor()
+		if wait <= 0 {
+			return errBackendSilent
+		}
+		owed := x.continueOwed()
+		if owed {
+			wait = min(wait, max(expectWait-x.idleFor(), time.Millisecond))
+		}
+		up.conn.SetReadDeadline(time.Now().Add(wait))
+		err := up.in.fill()
+		if !isTimeout(err) {
+			if err == nil {
+				x.touch()
+			}
+			return err
+		}
+		if owed && x.continueOwed() && x.idleFor() >= expectWait {
+			x.wroteContinue = true
+			if err := s.write([]byte("HTTP/1.1 100 Continue\r\n\r\n"), x.vdir.RequestIdle); err != nil {
+				x.clientLeft()
+				return err
+			}
+		}
+	}
+}
+
+// continueOwed tells whether the client still waits for 100 Continue before it
+// sends its body.
+func (x *exchange) continueOwed() bool {
+	return x.s.head.expect100 && !x.wroteContinue && x.s.ev.status == 0 && x.moved.Load() == 0 && x.hasBody
+}
+
+// startUplink starts the goroutine that copies the rest of the request body and
+// then watches the client.
+func (x *exchange) startUplink() {
+	x.started = true
+	x.stop, x.bodyDone, x.ended = make(chan struct{}), make(chan struct{}), make(chan struct{})
+	if x.body.done {
+		close(x.bodyDone)
+	}
+	go x.uplink()
+}
+
+// stopUplink ends the uplink and waits for it. The client's connection can be
+// read again afterwards.
+func (x *exchange) stopUplink() {
+	if !x.started {
+		return
+	}
+	x.mu.Lock()
+	if !x.stopping {
+		x.stopping = true
+		close(x.stop)
+		x.s.conn.SetReadDeadline(past)
+	}
+	x.mu.Unlock()
+	<-x.ended
+	x.s.conn.SetReadDeadline(time.Time{})
+}
+
+// arm sets the client's read deadline, unless the uplink is being stopped.
+func (x *exchange) arm(t time.Time) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.stopping {
+		return false
+	}
+	x.s.conn.SetReadDeadline(t)
+	return true
+}
+
+var errStopped = errors.New("stopped")
+
+// fillClient reads once from the client; the client may be silent for the
+// directory's limit, counted from the last byte in either direction.
+func (x *exchange) fillClient() error {
+	for {
+		wait := x.vdir.RequestIdle - x.idleFor()
+		if wait <= 0 {
+			return errClientStalled
+		}
+		if !x.arm(time.Now().Add(wait)) {
+			return errStopped
+		}
+		err := x.s.in.fill()
+		if isTimeout(err) {
+			continue
+		}
+		if err == nil {
+			x.touch()
+		}
+		return err
+	}
+}
+
+// uplink carries the request body to the backend, then watches the client.
+func (x *exchange) uplink() {
+	defer close(x.ended)
+	if !x.bodySent() {
+		err := x.sendBody()
+		if err == nil {
+			close(x.bodyDone)
+		} else {
+			x.bodyErr = err
+			x.bodyFailed(err)
+			return
+		}
+	}
+	for x.s.in.buffered() < bufferSize {
+		if !x.arm(time.Time{}) {
+			return
+		}
+		err := x.s.in.fill() // a pipelined request stays in the buffer
+		if err != nil && !isTimeout(err) {
+			x.clientSentFIN(err)
+			return
+		}
+	}
+}
+
+// bodyFailed handles a request body that did not get through.
+func (x *exchange) bodyFailed(err error) {
+	var he *headError
+	switch {
+	case errors.Is(err, errStopped), errors.Is(err, errBackendWrite):
+		// Being stopped, or the backend has closed: its response, if it sent one, is
+		// the session's to read.
+	case errors.Is(err, errClientStalled), errors.As(err, &he):
+		x.up.close()
+	default:
+		x.clientSentFIN(err)
+	}
+}
+
+// sendBody copies the request body until its end.
+func (x *exchange) sendBody() error {
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	chunked := x.body.kind == chunkedBody
+	for !x.body.done {
+		out := buf[:0]
+		piece, err := x.body.next(bufferSize-64, x.fillClient)
+		if err != nil && err != io.EOF {
+			return err
+		}
+		for piece != nil {
+			x.moved.Add(int64(len(piece)))
+			out = appendPiece(out, piece, chunked)
+			room := bufferSize - 64 - len(out)
+			if room < 1024 {
+				break
+			}
+			if piece, err = x.body.buffered(room); err != nil {
+				return err
+			}
+		}
+		if x.body.done && chunked {
+			out = append(out, lastChunk...)
+		}
+		if len(out) == 0 {
+			continue
+		}
+		x.up.conn.SetWriteDeadline(time.Now().Add(x.vdir.RequestIdle))
+		if _, err := x.up.conn.Write(out); err != nil {
+			return fmt.Errorf("%w: %w", errBackendWrite, err)
+		}
+		x.touch()
+	}
+	return nil
+}
+
+// clientSentFIN handles the end of the client's sending side. An orderly TLS
+// close_notify without FIN is a client that waits for its answer (RFC 8446
+// section 6.1). A FIN may be that or a client that is gone: it is given the time
+// in which an answer to a client that waits would come.
+func (x *exchange) clientSentFIN(err error) {
+	s := x.s
+	if err == io.EOF && s.conn != s.raw {
+		var one [1]byte
+		for {
+			if !x.arm(time.Time{}) {
+				return
+			}
+			if n, err := s.raw.Read(one[:]); n == 0 && err != nil && !isTimeout(err) {
+				break
+			}
+		}
+	} else if err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) {
+		x.clientLeft() // reset, or bytes that are no TLS
+		return
+	}
+	x.touch()
+	for {
+		wait := halfCloseGrace - x.idleFor()
+		if wait <= 0 {
+			x.clientLeft()
+			return
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-x.stop:
+			t.Stop()
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// clientLeft closes the backend connection, which ends the session's read on it.
+func (x *exchange) clientLeft() {
+	x.gone.Store(true)
+	x.up.close()
+}
+
+// tunnel carries the connection after 101 Switching Protocols until either side
+// has closed, with half-close both ways.
+func (x *exchange) tunnel() error {
+	s := x.s
+	s.out = appendResponseHead(s.out[:0], &s.resp, "Upgrade", true)
+	for i := range s.resp.fields {
+		if f := &s.resp.fields[i]; f.is("Upgrade") {
+			s.out = append(s.out[:len(s.out)-2], f.line...)
+			s.out = append(s.out, "\r\n\r\n"...)
+		}
+	}
+	x.stopUplink()
+	if err := s.write(s.out, x.vdir.ResponseIdle); err != nil {
+		x.up.close()
+		return err
+	}
+	s.conn.SetDeadline(time.Time{})
+	x.up.conn.SetDeadline(time.Time{})
+	done := make(chan int64)
+	go func() { done <- x.pump(x.up.conn, &s.in) }()
+	out := x.pump(s.conn, &x.up.in)
+	s.ev.in += <-done
+	s.ev.out += out
+	x.up.close()
+	return nil
+}
+
+// pump copies what is buffered and what follows until src ends, then closes the
+// sending side of dst. If dst takes no more, both connections end.
+func (x *exchange) pump(dst io.Writer, src *reader) (n int64) {
+	for {
+		if p := src.take(src.buffered()); len(p) > 0 {
+			m, err := dst.Write(p)
+			n += int64(m)
+			if err != nil {
+				x.s.abort()
+				return n
+			}
+		}
+		if err := src.fill(); err == io.EOF {
+			break
+		} else if err != nil {
+			x.s.abort()
+			return n
+		}
+	}
+	if cw, ok := dst.(interface{ CloseWrite() error }); ok {
+		cw.CloseWrite()
+	}
+	return n
+}

@@ -1,0 +1,27 @@
+// Package proxy is the traffic path of autodgate: everything between accept and
+// the last byte of an answer.
+//
+//	accept ─ (PROXY header) ─ peek ClientHello ─ decide ─┬─ pass through ─────────────→ backend, bytes untouched
+//	                                                     ├─ refuse (unrecognized_name)
+//	                                                     └─ terminate ─ relay loop: read one request head
+//	                                                                      └─ route host+path ─┬─ redirect
+//	                                                                                          ├─ answer (http.Handler)
+//	                                                                                          └─ bridge → CAS over TLS
+//	plain HTTP: accept ─ relay loop ─ route ─ ACME HTTP-01 | redirect site | to https | 404
+//
+// Data goes forward only; a later step never calls an earlier one. Each box is a
+// file named after it: accept.go, hello.go, decide.go, passthrough.go,
+// terminate.go, relay.go, route.go, redirect.go, answer.go, bridge.go. Beside
+// them stand what they share: table.go (what names mean), head.go and body.go
+// (HTTP/1.1 heads and framing, strict), forward.go (which header lines cross),
+// upstream.go (the connection to a backend), accesslog.go.
+//
+// Two rules hold everywhere. One goroutine owns a client connection and its one
+// backend connection per site; backend connections are never pooled, because
+// with NTLM or Negotiate the connection is the identity. And what is doubtful on
+// the wire is refused, after which both connections are closed.
+//
+// The package knows neither YAML nor certificates' origins nor XML: cmd/autodgate
+// fills a [Table] with plain values, *tls.Config and http.Handler, and hands it
+// to a [Server].
+package proxy

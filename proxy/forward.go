@@ -1,0 +1,162 @@
+package proxy
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// dropped tells which fields of a message end here because they speak of one
+// connection only (RFC 9110 section 7.6.1). Transfer-Encoding is not among them:
+// we re-frame chunks as chunks, so its line still holds.
+func dropped(f *field, nominated []string) bool {
+	switch len(f.name) {
+	case 2:
+		return f.is("TE")
+	case 7:
+		if f.is("Upgrade") || f.is("Trailer") {
+			return true
+		}
+	case 10:
+		if f.is("Connection") || f.is("Keep-Alive") {
+			return true
+		}
+	case 14:
+		if f.is("HTTP2-Settings") {
+			return true
+		}
+	case 16:
+		if f.is("Proxy-Connection") {
+			return true
+		}
+	case 18:
+		if f.is("Proxy-Authenticate") {
+			return true
+		}
+	case 19:
+		if f.is("Proxy-Authorization") {
+			return true
+		}
+	}
+	if len(nominated) == 0 || f.is("Host") || f.is("Content-Length") || f.is("Transfer-Encoding") || f.is("Expect") {
+		return false // what routes and frames a message cannot be nominated away
+	}
+	return slices.Contains(nominated, strings.ToLower(string(f.name)))
+}
+
+// claimed tells whether a request field is one by which a proxy tells a server
+// about its client. From clients they are forgeries and are removed, also
+// when spelled with "_", which some servers read as "-".
+func claimed(name []byte) bool {
+	if len(name) < 8 {
+		return false
+	}
+	switch name[0] | 0x20 {
+	case 'x', 'f', 'c':
+	default:
+		return false
+	}
+	n := strings.ReplaceAll(strings.ToLower(string(name)), "_", "-")
+	switch n {
+	case "forwarded", "front-end-https", "x-real-ip", "client-cert", "client-cert-chain":
+		return true
+	}
+	return strings.HasPrefix(n, "x-forwarded-") || strings.HasPrefix(n, "x-arr-") || strings.HasPrefix(n, "x-ssl-")
+}
+
+// forwarding is what the proxy adds to a request.
+type forwarding struct {
+	client  netip.Addr
+	trusted bool // the peer is a trusted proxy: its X-Forwarded-For is continued
+	host    string
+	upgrade bool // the Upgrade of this request is forwarded
+}
+
+// appendRequestHead appends the head a backend gets: the client's lines in their
+// order and letter case, less what ends here, plus our own. No Via, never
+// HTTP/1.0.
+func appendRequestHead(dst []byte, h *requestHead, target string, fw forwarding) []byte {
+	dst = append(dst, h.method...)
+	dst = append(dst, ' ')
+	dst = append(dst, target...)
+	dst = append(dst, " HTTP/1.1\r\n"...)
+	if h.absolute || h.authority == "" {
+		// RFC 9112 section 3.2.2: the target's authority replaces what Host says.
+		dst = append(dst, "Host: "...)
+		if h.authority != "" {
+			dst = append(dst, h.authority...)
+		} else {
+			dst = append(dst, fw.host...)
+		}
+		dst = append(dst, "\r\n"...)
+	}
+	var forwardedFor []byte
+	for i := range h.fields {
+		f := &h.fields[i]
+		switch {
+		case h.absolute && f.is("Host"), h.minor == 0 && f.is("Expect"):
+			continue
+		case dropped(f, h.nominated):
+			continue
+		case claimed(f.name):
+			if fw.trusted && f.is("X-Forwarded-For") {
+				if forwardedFor != nil {
+					forwardedFor = append(forwardedFor, ", "...)
+				}
+				forwardedFor = append(forwardedFor, f.value...)
+			}
+			continue
+		}
+		dst = append(dst, f.line...)
+		dst = append(dst, "\r\n"...)
+	}
+	if !h.chunked && h.contentLength < 0 && needsLength(h.method) {
+		// http.sys answers 411 to a POST that says nothing of its body.
+		dst = append(dst, "Content-Length: 0\r\n"...)
+	}
+	if fw.upgrade {
+		dst = append(dst, "Connection: Upgrade\r\nUpgrade: "...)
+		dst = append(dst, h.upgradeTo...)
+		dst = append(dst, "\r\n"...)
+	}
+	dst = append(dst, "X-Forwarded-For: "...)
+	if forwardedFor != nil {
+		dst = append(dst, forwardedFor...)
+		dst = append(dst, ", "...)
+	}
+	dst = fw.client.AppendTo(dst)
+	// Front-End-Https is what Exchange up to 2010 looks at (KB 327800).
+	return append(dst, "\r\nX-Forwarded-Proto: https\r\nFront-End-Https: On\r\n\r\n"...)
+}
+
+func needsLength(method string) bool {
+	switch method {
+	case "POST", "PUT", "PATCH", "RPC_IN_DATA", "RPC_OUT_DATA":
+		return true
+	}
+	return false
+}
+
+// appendResponseHead appends the head the client gets: status, reason phrase and
+// lines as the backend sent them, less what speaks of the backend's connection
+// only. dropLength removes Content-Length and Transfer-Encoding where the framing
+// changes.
+func appendResponseHead(dst []byte, h *responseHead, connection string, dropFraming bool) []byte {
+	dst = append(dst, "HTTP/1.1 "...)
+	dst = append(dst, h.statusLine...)
+	dst = append(dst, "\r\n"...)
+	for i := range h.fields {
+		f := &h.fields[i]
+		if dropped(f, h.nominated) || dropFraming && (f.is("Transfer-Encoding") || f.is("Content-Length")) {
+			continue
+		}
+		dst = append(dst, f.line...)
+		dst = append(dst, "\r\n"...)
+	}
+	if connection != "" {
+		dst = append(dst, "Connection: "...)
+		dst = append(dst, connection...)
+		dst = append(dst, "\r\n"...)
+	}
+	return append(dst, "\r\n"...)
+}

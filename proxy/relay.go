@@ -1,0 +1,285 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// session is the HTTP life of one client connection: one goroutine reads a head,
+// routes it, has it answered and comes back for the next. It owns the client
+// connection and the backend connections made for it.
+type session struct {
+	srv    *Server
+	conn   net.Conn // *tls.Conn, or the socket on plain HTTP
+	raw    net.Conn // the socket below TLS
+	in     reader
+	out    []byte // the head (and small body) being put together for one write
+	origin origin
+	fwd    forwarding
+	log    zerolog.Logger
+	ups    upstreams
+	head   requestHead
+	resp   responseHead
+
+	requests int
+	identity bool // the connection belongs to a user (NTLM, Negotiate)
+	idle     atomic.Bool
+	writeBy  time.Time // the write deadline in force
+	// lingerDue: the client may still be sending when the connection closes.
+	lingerDue bool
+
+	ev requestEvent // of the request at hand
+}
+
+// Errors that end a session. Which of them is worth more than a debug line is
+// decided by accesslog.go.
+var (
+	errClientGone   = errors.New("client closed the connection")
+	errClientSilent = errors.New("client sent nothing in time")
+	errUpstreamGone = errors.New("backend closed the idle connection")
+	errShutdown     = errors.New("shutting down")
+)
+
+// quickWait is how long an exchange or an idle period goes on before a second
+// goroutine is spent on watching the other side. Most are over sooner.
+const quickWait = 50 * time.Millisecond
+
+// serve runs the relay loop until the connection is to be closed, and returns
+// why, nil for an orderly end.
+func (s *session) serve(ctx context.Context) error {
+	defer s.ups.closeAll()
+	for {
+		data, err := s.readHead()
+		if err != nil {
+			s.head = requestHead{fields: s.head.fields[:0]}
+			return s.headFailed(err)
+		}
+		if err := parseRequestHead(data, &s.head); err != nil {
+			return s.headFailed(err)
+		}
+		s.requests++
+		s.ev.begin(&s.head)
+		s.identity = s.identity || s.head.identity
+		rt := routeRequest(s.origin, &s.head)
+		s.ev.route(rt)
+		var keep bool
+		switch rt.action {
+		case actBridge:
+			keep, err = s.bridge(ctx, rt)
+		default:
+			keep, err = s.answer(ctx, rt)
+		}
+		s.ev.end(s, err)
+		if !keep || err != nil {
+			if s.lingerDue && err == nil {
+				s.ups.closeAll()
+				s.linger()
+			}
+			return err
+		}
+		s.in.release()
+		if cap(s.out) > 2*coalesce {
+			s.out = nil // a head full of Kerberos tickets came by
+		}
+	}
+}
+
+// readHead waits for the next request and returns its head.
+func (s *session) readHead() ([]byte, error) {
+	if s.in.buffered() == 0 {
+		if err := s.awaitRequest(); err != nil {
+			return nil, err
+		}
+	}
+	deadline := false
+	var scan headScanner
+	for empties := 0; ; {
+		// RFC 9112 section 2.2: old clients send an extra CRLF behind a body.
+		if scan.scanned == 0 && empties < 2 && s.in.buffered() >= 2 && s.in.buf[s.in.r] == '\r' && s.in.buf[s.in.r+1] == '\n' {
+			s.in.r += 2
+			empties++
+			continue
+		}
+		if s.in.buffered() > 0 && !(s.in.buffered() == 1 && s.in.buf[s.in.r] == '\r') {
+			if first := s.in.buf[s.in.r]; !tokenChars[first] {
+				return nil, malformed("no HTTP request: it begins with %q", first) // at once; a TLS hello in clear, say
+			}
+			data, err := scan.next(&s.in)
+			if data != nil || err != nil {
+				return data, err
+			}
+		}
+		if !deadline {
+			// The head as a whole has its time, so that bytes sent one by one do
+			// not hold a connection for ever.
+			s.conn.SetReadDeadline(time.Now().Add(s.srv.opts.HeadTimeout))
+			deadline = true
+		}
+		if err := s.in.fill(); err != nil {
+			if isTimeout(err) {
+				return nil, &headError{http.StatusRequestTimeout, "request head not complete in time"}
+			}
+			if err == io.EOF && s.in.buffered() > 0 {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, err
+		}
+	}
+}
+
+// awaitRequest waits for the first byte of a request on an idle connection, and
+// meanwhile for the end of the backend connections: if one goes, so does the
+// client's, because the identity that the client counts on went with it.
+func (s *session) awaitRequest() error {
+	s.idle.Store(true)
+	defer s.idle.Store(false)
+	if s.srv.closing.Load() {
+		return errShutdown
+	}
+	limit := s.srv.opts.IdleTimeout
+	switch {
+	case s.requests == 0:
+		limit = s.srv.opts.HeadTimeout
+	case s.identity:
+		// A new handshake costs three round trips and a look at the directory.
+		limit = max(limit, authenticatedIdle)
+	}
+	watched := s.ups.list
+	if len(watched) > 0 {
+		s.conn.SetReadDeadline(time.Now().Add(quickWait))
+		if err := s.in.fill(); !isTimeout(err) {
+			return err
+		}
+	}
+	s.in.release()
+	s.out = nil // long idle periods hold no buffers
+	s.conn.SetReadDeadline(time.Now().Add(limit))
+	for _, su := range watched {
+		su.up.in.release()
+		su.up.watch(func() { s.conn.SetReadDeadline(past) })
+	}
+	err := s.in.fill()
+	for _, su := range watched {
+		if ended := su.up.unwatch(); ended != nil {
+			err = errUpstreamGone
+		}
+	}
+	if isTimeout(err) {
+		return errClientSilent
+	}
+	return err
+}
+
+const authenticatedIdle = 20 * time.Minute
+
+// headFailed ends a session whose next head could not be read: a malformed head
+// is answered, silence and closed connections are not.
+func (s *session) headFailed(err error) error {
+	var he *headError
+	switch {
+	case errors.Is(err, errHeadTooLarge):
+		he = &headError{http.StatusRequestHeaderFieldsTooLarge, err.Error()}
+	case errors.Is(err, errBareLF):
+		he = &headError{http.StatusBadRequest, err.Error()}
+	case errors.As(err, &he):
+	case err == io.EOF, errors.Is(err, errClientSilent), errors.Is(err, errShutdown):
+		return nil
+	case errors.Is(err, errUpstreamGone):
+		return err
+	default:
+		return errClientGone
+	}
+	s.requests++
+	s.ev.begin(&s.head)
+	s.ev.status, s.ev.cause = he.status, he.reason
+	s.out = appendLocal(s.out[:0], he.status, s.srv.date(), nil, []byte(he.reason+"\n"), "close", s.head.method == "HEAD")
+	werr := s.write(s.out, s.srv.opts.HeadTimeout)
+	s.ev.end(s, nil)
+	if werr == nil {
+		s.ups.closeAll()
+		s.linger()
+	}
+	return nil
+}
+
+// write sends to the client, with a deadline that is renewed only when it has
+// come near: setting one costs more than the check.
+func (s *session) write(p []byte, limit time.Duration) error {
+	if now := time.Now(); s.writeBy.Sub(now) < limit/2 {
+		s.writeBy = now.Add(limit)
+		s.conn.SetWriteDeadline(s.writeBy)
+	}
+	n, err := s.conn.Write(p)
+	s.ev.out += int64(n)
+	if err != nil {
+		if isTimeout(err) {
+			return errors.New("client does not take the response")
+		}
+		return errClientGone
+	}
+	return nil
+}
+
+// linger closes the sending side and takes what the client is still sending, for
+// a short time: closing with unread bytes makes TCP reset the connection, which
+// can destroy the answer on its way (RFC 9112 section 9.6).
+func (s *session) linger() {
+	s.conn.SetReadDeadline(time.Now().Add(lingerTime))
+	s.conn.SetWriteDeadline(time.Now().Add(lingerTime))
+	s.writeBy = time.Time{}
+	if tc, ok := s.conn.(*tls.Conn); ok {
+		if tc.CloseWrite() != nil {
+			return
+		}
+	}
+	if cw, ok := s.raw.(interface{ CloseWrite() error }); ok && cw.CloseWrite() != nil {
+		return
+	}
+	io.CopyN(io.Discard, s.raw, lingerBytes)
+}
+
+const (
+	lingerTime  = 2 * time.Second
+	lingerBytes = 1 << 20
+)
+
+// abort closes everything the session holds, from any goroutine.
+func (s *session) abort() {
+	s.raw.Close()
+	s.ups.closeAll()
+}
+
+// upstream returns the session's connection to the site, making it if there is
+// none yet.
+func (s *session) upstream(ctx context.Context, site *Site) (*upstream, error) {
+	if u := s.ups.get(site); u != nil {
+		return u, nil
+	}
+	u, err := dialSite(ctx, s.srv.opts.Dial, site)
+	if err != nil {
+		return nil, err
+	}
+	if !s.ups.put(site, u) {
+		u.close()
+		return nil, errShutdown
+	}
+	return u, nil
+}
+
+// addrOf returns the IP address and port of a TCP address.
+func addrOf(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		ap := t.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}

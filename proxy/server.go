@@ -1,0 +1,180 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// Options are a server's settings for its life. Zero values take the defaults.
+type Options struct {
+	Logger zerolog.Logger
+	// ProxyProtocolFrom are the peers that may put a PROXY header in front.
+	ProxyProtocolFrom []netip.Prefix
+	HelloTimeout      time.Duration // PROXY header and ClientHello, then the handshake; default 10 s
+	HeadTimeout       time.Duration // a request head, from the connection's begin or its own first byte; default 30 s
+	IdleTimeout       time.Duration // between requests; default 5 min, at least 20 min once NTLM or Negotiate was used
+	MaxConnections    int           // 0: no limit
+	// Dial connects to backends; default: net.Dialer with TCP keep-alive.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Server is the front door's traffic path. Give it a table, then listeners.
+type Server struct {
+	opts    Options
+	log     zerolog.Logger
+	debug   bool
+	table   atomic.Pointer[Table]
+	connIDs atomic.Uint64
+	closing atomic.Bool
+	dates   atomic.Pointer[dateLine]
+
+	ctx    context.Context // ends when connections are to be cut
+	cancel context.CancelFunc
+
+	mu        sync.Mutex
+	listeners []net.Listener
+	conns     map[*clientConn]struct{}
+	wg        sync.WaitGroup
+}
+
+// NewServer returns a server with an empty table: every name is refused.
+func NewServer(o Options) *Server {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&o.HelloTimeout, 10*time.Second)
+	def(&o.HeadTimeout, 30*time.Second)
+	def(&o.IdleTimeout, 5*time.Minute)
+	if o.Dial == nil {
+		// Keep-alive probes end connections to a server that vanished.
+		o.Dial = (&net.Dialer{KeepAlive: time.Minute}).DialContext
+	}
+	s := &Server{opts: o, log: o.Logger, debug: o.Logger.GetLevel() <= zerolog.DebugLevel, conns: map[*clientConn]struct{}{}}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.table.Store(&Table{})
+	return s
+}
+
+// SetTable makes t the table of connections accepted from now on.
+func (s *Server) SetTable(t *Table) { s.table.Store(t) }
+
+// ServeTLS serves TLS connections of ln until Shutdown or an error. name is the
+// listener's name in Table.Defaults and in logs.
+func (s *Server) ServeTLS(ln net.Listener, name string) error { return s.serve(ln, name, s.serveTLS) }
+
+// ServeHTTP serves plain HTTP connections of ln until Shutdown or an error.
+func (s *Server) ServeHTTP(ln net.Listener, name string) error {
+	return s.serve(ln, name, s.servePlain)
+}
+
+func (s *Server) serve(ln net.Listener, name string, handle func(context.Context, *clientConn) error) error {
+	s.mu.Lock()
+	if s.closing.Load() {
+		s.mu.Unlock()
+		ln.Close()
+		return errShutdown
+	}
+	s.listeners = append(s.listeners, ln)
+	s.wg.Add(1)
+	s.mu.Unlock()
+	defer s.wg.Done()
+	return s.acceptLoop(ln, name, handle)
+}
+
+// track counts a connection; false if it is not to be served.
+func (s *Server) track(c *clientConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing.Load() {
+		return false
+	}
+	if n := s.opts.MaxConnections; n > 0 && len(s.conns) >= n {
+		s.log.Warn().Str("remote", c.remote.String()).Int("max_connections", n).Msg("connection refused: limit reached")
+		return false
+	}
+	s.conns[c] = struct{}{}
+	s.wg.Add(1)
+	return true
+}
+
+func (s *Server) untrack(c *clientConn) {
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.mu.Unlock()
+	s.wg.Done()
+}
+
+// Connections returns how many client connections of every kind are open.
+func (s *Server) Connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
+// Shutdown stops accepting, closes idle connections, lets requests finish and
+// cuts what is left when ctx ends, with a plain close. It returns ctx's
+// error if anything had to be cut.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.closing.Store(true)
+	for _, ln := range s.listeners {
+		ln.Close()
+	}
+	s.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.wg.Wait()
+	}()
+	// A session is idle only for moments at a time when it is busy, so one look is
+	// not enough.
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		s.each((*clientConn).abortIdle)
+		select {
+		case <-done:
+			s.cancel()
+			return nil
+		case <-tick.C:
+		case <-ctx.Done():
+			s.cancel()
+			s.each((*clientConn).abort)
+			<-done
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *Server) each(f func(*clientConn)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		f(c)
+	}
+}
+
+// dateLine is the Date of local answers, made once a second.
+type dateLine struct {
+	unix int64
+	text []byte
+}
+
+func (s *Server) date() []byte {
+	now := time.Now()
+	d := s.dates.Load()
+	if d == nil || d.unix != now.Unix() {
+		d = &dateLine{now.Unix(), now.UTC().AppendFormat(nil, http.TimeFormat)}
+		s.dates.Store(d)
+	}
+	return d.text
+}

@@ -1,0 +1,180 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// Mode is the one thing a host does.
+type Mode int
+
+// The modes of a host.
+const (
+	Bridge      Mode = iota // terminate TLS, send requests on to a site over TLS
+	Passthrough             // forward the bytes of the connection undecrypted
+	Redirect                // answer Autodiscover paths with 302 to another host
+	Answer                  // hand requests to an http.Handler
+)
+
+var modeNames = [...]string{"bridge", "passthrough", "redirect", "answer"}
+
+// String returns the word used for the mode in the config and in logs.
+func (m Mode) String() string { return modeNames[m] }
+
+// Refusal is how a TLS connection is ended for a name that is not served.
+type Refusal int
+
+// The ways to refuse. An alert is quick and unambiguous for clients, which is why
+// it is the default (AUTODISCOVER rule 8, R-6.11).
+const (
+	RefuseAlert Refusal = iota // fatal alert unrecognized_name (112), RFC 6066 section 3
+	RefuseClose                // close without a word
+	RefuseReset                // TCP RST
+)
+
+// Table says what every name means. It is immutable once given to a [Server];
+// a reload makes a new one. A connection keeps the table it was accepted under.
+type Table struct {
+	// Hosts maps canonical names and aliases (see CanonicalName) to their host.
+	Hosts map[string]*Host
+	// Defaults maps a listener's name to the host for hellos without SNI and for
+	// HTTP/1.0 requests without Host; the key "" stands for every other listener.
+	Defaults map[string]*Host
+	// ACMEChallenge answers /.well-known/acme-challenge/ on plain HTTP; nil: 404.
+	ACMEChallenge http.Handler
+	// InternalNetworks are the clients for whom a virtual directory with access
+	// Internal is published.
+	InternalNetworks []netip.Prefix
+	// TrustedProxies are the peers whose X-Forwarded-For is appended to; everybody
+	// else's is removed.
+	TrustedProxies []netip.Prefix
+}
+
+// Host is one public name (with its aliases) and what it does.
+type Host struct {
+	Name string // canonical; the name that redirects use
+	Mode Mode
+	// TLS terminates connections for the name; nil: 443 refuses it (never with
+	// another name's certificate).
+	TLS *tls.Config
+	// Policy tells whether two hosts have the same certificate and TLS settings:
+	// only then may one be asked for over the other's connection; otherwise the
+	// answer is 421 (RFC 9110 section 15.5.20).
+	Policy string
+	Refuse Refusal
+
+	Site               *Site              // Bridge and Passthrough
+	VirtualDirectories []VirtualDirectory // Bridge: what is published; all else is 404
+	RedirectTo         string             // Redirect: the target host name
+	Handler            http.Handler       // Answer
+}
+
+// Site is a set of interchangeable backends.
+type Site struct {
+	Name           string
+	Backends       []*Backend
+	ConnectTimeout time.Duration // per backend, TCP and TLS each; 0: 5 s
+
+	next atomic.Uint32
+}
+
+// Backend is one server of a site.
+type Backend struct {
+	Name    string      // for logs
+	Address string      // host:port to dial
+	TLS     *tls.Config // verification, SNI and session cache; nil: plain TCP
+	Drain   bool        // takes no new connections while another backend can
+}
+
+// order returns the backends in the order in which a new connection tries them:
+// round robin, those that drain last.
+func (s *Site) order() []*Backend {
+	n := len(s.Backends)
+	if n == 0 {
+		return nil
+	}
+	start := int((s.next.Add(1) - 1) % uint32(n))
+	out := make([]*Backend, 0, n)
+	for _, drain := range []bool{false, true} {
+		for i := range n {
+			if b := s.Backends[(start+i)%n]; b.Drain == drain {
+				out = append(out, b)
+			}
+		}
+	}
+	return out
+}
+
+// Access says who may use a virtual directory.
+type Access int
+
+// The accesses of a virtual directory.
+const (
+	Deny     Access = iota // nobody: 404, no backend sees the request
+	Internal               // clients in internal networks
+	Publish                // everybody
+)
+
+// VirtualDirectory is a published part of a bridged host.
+type VirtualDirectory struct {
+	Name     string   // "owa", or the path itself for a custom one
+	Prefixes []string // canonical path prefixes, matched on segment borders
+	Access   Access
+	Methods  []string // allowed methods; nil: all but TRACE and CONNECT
+	// RequestIdle and ResponseIdle are how long the client or the backend may be
+	// silent in the middle of an exchange. Bytes in either direction re-arm both
+	// there is no limit on the whole exchange.
+	RequestIdle, ResponseIdle time.Duration
+	Upgrade                   bool // forward Upgrade requests
+	HealthPage                bool // has a healthcheck.htm, which only internal networks see
+}
+
+// Preset returns the virtual directories of an Exchange server: the eight that
+// need publishing, and the remote PowerShell one, denied. Methods follow
+// PROXYING.md section 11.4, times section 10.1: an ActiveSync ping may be silent
+// for 59 minutes, an Outlook Anywhere channel for 15.
+func Preset() []VirtualDirectory {
+	const m = time.Minute
+	get := []string{"GET", "HEAD", "POST", "OPTIONS"}
+	return []VirtualDirectory{
+		{"owa", []string{"/owa"}, Publish, get, 5 * m, 10 * m, false, true},
+		{"ecp", []string{"/ecp"}, Publish, get, 5 * m, 10 * m, false, true},
+		{"ews", []string{"/ews"}, Publish, get, 5 * m, 31 * m, false, true},
+		{"mapi", []string{"/mapi"}, Publish, []string{"POST", "GET", "OPTIONS"}, 5 * m, 10 * m, false, true},
+		{"rpc", []string{"/rpc", "/rpcwithcert"}, Publish, []string{"RPC_IN_DATA", "RPC_OUT_DATA", "GET", "POST"}, 25 * m, 25 * m, false, true},
+		{"oab", []string{"/oab"}, Publish, []string{"GET", "HEAD"}, 2 * m, 2 * m, false, true},
+		{"autodiscover", []string{"/autodiscover"}, Publish, get, 1 * m, 2 * m, false, true},
+		{"activesync", []string{"/microsoft-server-activesync"}, Publish, []string{"POST", "OPTIONS", "GET"}, 5 * m, 62 * m, false, true},
+		{"powershell", []string{"/powershell"}, Deny, []string{"POST"}, 5 * m, 5 * m, false, true},
+	}
+}
+
+// CustomDirectory returns a virtual directory for a configured path prefix:
+// every method but TRACE and CONNECT, streaming, no health page.
+func CustomDirectory(prefix string, access Access) VirtualDirectory {
+	return VirtualDirectory{
+		Name: prefix, Prefixes: []string{foldPath(prefix)}, Access: access,
+		RequestIdle: 5 * time.Minute, ResponseIdle: 10 * time.Minute,
+	}
+}
+
+// CanonicalName brings a host name as found in SNI, Host or a config into the
+// one form used as key: lower case, no trailing dot.
+func CanonicalName(name string) string {
+	return strings.ToLower(strings.TrimSuffix(name, "."))
+}
+
+// contains tells whether addr lies in one of the prefixes.
+func contains(prefixes []netip.Prefix, addr netip.Addr) bool {
+	addr = addr.Unmap()
+	for _, p := range prefixes {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,68 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+)
+
+// terminateTLS finishes the handshake that the peeked hello began, with the
+// host's certificate, and runs the relay loop over it.
+func (s *Server) terminateTLS(ctx context.Context, c *clientConn, host *Host) error {
+	tc := tls.Server(c.conn, host.TLS)
+	c.conn.SetDeadline(time.Now().Add(s.opts.HelloTimeout))
+	if err := tc.HandshakeContext(ctx); err != nil {
+		c.conn.Close()
+		return fmt.Errorf("TLS handshake: %w%s", err, handshakeHint(err, c.hello))
+	}
+	c.conn.SetDeadline(time.Time{})
+	state := tc.ConnectionState()
+	c.event.tls, c.event.resumed = state.Version, state.DidResume
+	err := s.relay(ctx, c, tc, host)
+	// An orderly end says so (close_notify); a broken one has closed the socket already.
+	tc.SetWriteDeadline(time.Now().Add(lingerTime))
+	tc.Close()
+	return err
+}
+
+// handshakeHint names what stands behind the handshake failures that puzzle
+// administrators.
+func handshakeHint(err error, h hello) string {
+	var ne net.Error
+	switch {
+	case strings.HasSuffix(h.RawServerName, "."):
+		return " (the client sent the name with a trailing dot, which TLS does not allow: RFC 6066 section 3)"
+	case len(h.ALPN) == 1 && h.ALPN[0] == "acme-tls/1":
+		return " (an ACME TLS-ALPN-01 validation for a name without such a certificate)"
+	case strings.Contains(err.Error(), "no application protocol"):
+		return " (only HTTP/1.1 is spoken here: NTLM and Negotiate do not work over HTTP/2)"
+	case strings.Contains(err.Error(), "unknown certificate authority"), strings.Contains(err.Error(), "bad certificate"):
+		return " (the client does not trust the certificate)"
+	case errors.As(err, &ne) && ne.Timeout():
+		return " (the client did not go on)"
+	}
+	return ""
+}
+
+// relay runs the relay loop on a terminated or a plain connection.
+func (s *Server) relay(ctx context.Context, c *clientConn, conn net.Conn, host *Host) error {
+	client := c.remote.Addr()
+	se := &session{
+		srv: s, conn: conn, raw: c.conn, log: c.log,
+		origin: origin{
+			table: c.table, secure: host != nil, host: host, listener: c.listener,
+			internal: contains(c.table.InternalNetworks, client),
+		},
+		fwd: forwarding{client: client, trusted: contains(c.table.TrustedProxies, client)},
+	}
+	se.in.conn = conn
+	se.ev.log, se.ev.remote, se.ev.debug = c.log, c.remote, s.debug
+	c.session.Store(se)
+	err := se.serve(ctx)
+	c.event.requests = se.requests
+	return err
+}

@@ -1,0 +1,188 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// upstream is the one connection of a client connection to a site. It belongs to
+// that client until either end closes; there is no pool.
+type upstream struct {
+	backend *Backend
+	conn    net.Conn
+	raw     net.Conn // the socket below TLS
+	in      reader
+	id      uint64
+	used    bool // a response has come over it
+	closed  atomic.Bool
+
+	watchDone chan struct{} // while idle: closed when the watcher is through
+	watchErr  error
+}
+
+// dialFunc is net.Dialer.DialContext's shape.
+type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// upstreamIDs number backend connections for the log, over the whole process.
+var upstreamIDs atomic.Uint64
+
+const defaultConnectTimeout = 5 * time.Second
+
+// dialSite connects to the first backend of the site that answers. Nothing has
+// been sent to any of them yet, so trying the next one repeats no request
+// . The error names every backend tried and why it failed.
+func dialSite(ctx context.Context, dial dialFunc, site *Site) (*upstream, error) {
+	if len(site.Backends) == 0 {
+		return nil, fmt.Errorf("site %s has no servers", site.Name)
+	}
+	var errs []error
+	for _, b := range site.order() {
+		u, err := dialBackend(ctx, dial, b, site.ConnectTimeout)
+		if err == nil {
+			return u, nil
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, errors.Join(errs...)
+}
+
+func dialBackend(ctx context.Context, dial dialFunc, b *Backend, timeout time.Duration) (*upstream, error) {
+	if timeout <= 0 {
+		timeout = defaultConnectTimeout
+	}
+	raw, err := dialTCP(ctx, dial, b, timeout)
+	if err != nil {
+		return nil, err
+	}
+	u := &upstream{backend: b, conn: raw, raw: raw, id: upstreamIDs.Add(1)}
+	if b.TLS != nil {
+		tc := tls.Client(raw, b.TLS)
+		// Handshakes get the same time again: a server that accepts and then says
+		// nothing must not hold the client longer than one that is down.
+		hctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		if err := tc.HandshakeContext(hctx); err != nil {
+			raw.Close()
+			return nil, fmt.Errorf("TLS with backend %s (%s): %w%s", b.Name, b.Address, err, certificateHint(err))
+		}
+		u.conn = tc
+	}
+	u.in.conn = u.conn
+	return u, nil
+}
+
+func dialTCP(ctx context.Context, dial dialFunc, b *Backend, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	c, err := dial(ctx, "tcp", b.Address)
+	if err != nil {
+		return nil, fmt.Errorf("dial backend %s (%s): %w", b.Name, b.Address, err)
+	}
+	return c, nil
+}
+
+// certificateHint adds what an administrator can do about a backend whose
+// certificate is not accepted, the most common first-day fault.
+func certificateHint(err error) string {
+	var verify *tls.CertificateVerificationError
+	if errors.As(err, &verify) {
+		return " (set the site's trust: {ca: …} or server_name; allow_internal_untrusted_certs: true gives up authentication)"
+	}
+	return ""
+}
+
+// close ends the connection at once; also from another goroutine.
+func (u *upstream) close() {
+	if u.closed.CompareAndSwap(false, true) {
+		// Not tls.Conn.Close: it waits for a writer that may be stuck.
+		u.raw.Close()
+	}
+}
+
+// watch reads from an idle backend connection, on which nothing is due. Whatever
+// arrives, its end or bytes nobody asked for, ends the pair: onEnd is
+// called unless unwatch came first.
+func (u *upstream) watch(onEnd func()) {
+	u.watchDone, u.watchErr = make(chan struct{}), nil
+	u.conn.SetReadDeadline(time.Time{}) // the last exchange left one
+	go func() {
+		defer close(u.watchDone)
+		err := u.in.fill()
+		if isTimeout(err) {
+			return // unwatch
+		}
+		if err == nil {
+			err = errors.New("bytes from the backend that no request asked for")
+		}
+		u.watchErr = err
+		onEnd()
+	}()
+}
+
+// unwatch ends watch and returns how the connection ended, nil if it lives.
+func (u *upstream) unwatch() error {
+	u.conn.SetReadDeadline(past)
+	<-u.watchDone
+	u.conn.SetReadDeadline(time.Time{})
+	return u.watchErr
+}
+
+// past is a deadline that makes a blocked read or write return.
+var past = time.Unix(1, 0)
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
+// upstreams are a client connection's backend connections, one per site.
+type upstreams struct {
+	mu   sync.Mutex // close comes from Shutdown too
+	list []siteUpstream
+	shut bool
+}
+
+type siteUpstream struct {
+	site *Site
+	up   *upstream
+}
+
+func (us *upstreams) get(site *Site) *upstream {
+	us.mu.Lock()
+	defer us.mu.Unlock()
+	for _, su := range us.list {
+		if su.site == site {
+			return su.up
+		}
+	}
+	return nil
+}
+
+// put records a new connection; false if the client's has been closed meanwhile.
+func (us *upstreams) put(site *Site, u *upstream) bool {
+	us.mu.Lock()
+	defer us.mu.Unlock()
+	if us.shut {
+		return false
+	}
+	us.list = append(us.list, siteUpstream{site, u})
+	return true
+}
+
+func (us *upstreams) closeAll() {
+	us.mu.Lock()
+	defer us.mu.Unlock()
+	us.shut = true
+	for _, su := range us.list {
+		su.up.close()
+	}
+}
