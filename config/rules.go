@@ -1,0 +1,91 @@
+package config
+
+// Rule names what a Problem breaks. testdata/config holds a file for each, of the same name.
+type Rule string
+
+// The rules, by the step that knows them.
+const (
+	// The file as such.
+	RuleFileEmpty        Rule = "file-empty"
+	RuleFileTooLarge     Rule = "file-too-large"    // bytes
+	RuleFileTooLong      Rule = "file-too-long"     // lines or values
+	RuleFileTooDeep      Rule = "file-too-deep"     // values inside values
+	RuleFileEncoding     Rule = "file-encoding"     // not UTF-8
+	RuleControlCharacter Rule = "control-character" // NUL, escape, a lone CR
+	RuleYAMLSyntax       Rule = "yaml-syntax"
+	RuleYAMLAnchor       Rule = "yaml-anchor"      // anchors, aliases, merge keys
+	RuleYAMLTag          Rule = "yaml-tag"         // !!str and the like
+	RuleYAMLDocuments    Rule = "yaml-documents"   // directives, a second document
+	RuleYAMLComplexKey   Rule = "yaml-complex-key" // ? key
+
+	// One key or one value.
+	RuleUnknownKey    Rule = "unknown-key"
+	RuleDuplicateKey  Rule = "duplicate-key"
+	RuleMissingKey    Rule = "missing-key"
+	RuleEmptyValue    Rule = "empty-value" // key without value, ""
+	RuleWrongType     Rule = "wrong-type"
+	RuleUnknownValue  Rule = "unknown-value" // not one of the permitted words
+	RuleListTwice     Rule = "list-twice"    // the same value twice in one list
+	RuleNumber        Rule = "number"        // not a number, or out of range
+	RuleDuration      Rule = "duration"
+	RulePrefix        Rule = "prefix"
+	RuleHostName      Rule = "host-name"
+	RuleHostWildcard  Rule = "host-wildcard"
+	RuleHostPort      Rule = "host-port"
+	RuleListenAddress Rule = "listen-address"
+	RuleURL           Rule = "url"
+	RuleServerURL     Rule = "server-url"
+	RuleRedirectURL   Rule = "redirect-url"
+	RuleRedirectAddr  Rule = "redirect-addr"
+	RuleMailBackend   Rule = "mail-backend"
+	RuleMailboxesFile Rule = "mailboxes-file"
+	RuleStorage       Rule = "storage"
+	RuleEmail         Rule = "email"
+	RulePin           Rule = "pin"
+	RuleVdirName      Rule = "vdir-name"
+	RuleVdirPath      Rule = "vdir-path"
+
+	// What this version does not do yet.
+	RuleNotInEffect Rule = "not-in-effect" // accepted, and without effect for now
+	RuleNotBuilt    Rule = "not-built"     // refused: ignoring it would be unsafe
+
+	// What several values say together.
+	RuleNoHosts          Rule = "no-hosts"
+	RuleListenNothing    Rule = "listen-nothing"
+	RuleListenPortTwice  Rule = "listen-port-twice"
+	RuleAdminExposed     Rule = "admin-exposed"
+	RulePrefixEveryone   Rule = "prefix-everyone"
+	RuleHostNoMode       Rule = "host-no-mode"
+	RuleHostTwoModes     Rule = "host-two-modes"
+	RuleHostNameTwice    Rule = "host-name-twice"
+	RuleHostKeyUnused    Rule = "host-key-unused" // a key its mode has no use for
+	RulePassthroughTLS   Rule = "passthrough-tls" // a key that needs decryption
+	RuleCertificateForm  Rule = "certificate-form"
+	RuleNoCertificate    Rule = "no-certificate"
+	RuleDefaultTwice     Rule = "default-twice"
+	RuleDefaultListener  Rule = "default-listener"
+	RuleRedirectSelf     Rule = "redirect-self"
+	RuleRedirectChain    Rule = "redirect-chain"
+	RuleVdirAccess       Rule = "vdir-access"
+	RuleVdirNamed        Rule = "vdir-named"
+	RuleMailProtocol     Rule = "mail-protocol"
+	RuleMailPort         Rule = "mail-port"
+	RuleSiteUnknown      Rule = "site-unknown"
+	RuleSiteUnused       Rule = "site-unused"
+	RuleSiteNoServers    Rule = "site-no-servers"
+	RuleServerTwice      Rule = "server-twice"
+	RuleServerHTTP       Rule = "server-http"
+	RuleTrustForm        Rule = "trust-form"
+	RuleTrustConflict    Rule = "trust-conflict"
+	RuleUntrustedCerts   Rule = "untrusted-certs"
+	RuleDomainKeyUnused  Rule = "domain-key-unused" // a key its mode has no use for
+	RuleDomainURL        Rule = "domain-url"
+	RuleDomainRedirect   Rule = "domain-redirect"
+	RuleDomainSelf       Rule = "domain-self"
+	RuleDomainLoop       Rule = "domain-loop"
+	RuleDomainSite       Rule = "domain-site"
+	RuleDomainUnanswered Rule = "domain-unanswered"
+	RuleAnswerNoDomains  Rule = "answer-no-domains"
+	RuleInternalNobody   Rule = "internal-nobody"
+	RuleMailboxesForm    Rule = "mailboxes-form"
+)

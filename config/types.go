@@ -1,0 +1,323 @@
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Config is a whole configuration file with its defaults filled in. Host, site and domain names are in canonical
+// form (see CanonicalHost). A Config is not to be changed once it is in use.
+type Config struct {
+	// Where the front door listens. A key that is missing takes its default, `[]` switches it off.
+	Listen Listen `yaml:"listen"`
+	// Where certificates come from when they are not files.
+	Certificates Certificates `yaml:"certificates"`
+	// The public names (namespaces). Each does exactly one of site, passthrough, redirect or answer.
+	Hosts map[string]*Host `yaml:"hosts" key:"host"`
+	// The internal Client Access servers, grouped as in Active Directory.
+	Sites map[string]*Site `yaml:"sites" key:"site"`
+	// The mail domains, and how Autodiscover answers for each.
+	Domains map[string]*Domain `yaml:"domains" key:"domain"`
+	// The redirect site for many domains, listed in a file of their own.
+	Redirects *Redirects `yaml:"redirects"`
+	// Who has a mailbox, and where. Without it Autodiscover needs no login and answers by domain alone.
+	Mailboxes *Mailboxes `yaml:"mailboxes"`
+	// The clients that are inside: they get internal URLs, and reach virtual directories marked `internal`.
+	InternalNetworks []netip.Prefix `yaml:"internal_networks" default:"[]" example:"[10.0.0.0/8]"`
+	// Accept certificates that do not verify when checking servers outside the organisation, as the MSExchangeOWA
+	// registry value AllowExternalUntrustedCerts does.
+	AllowExternalUntrustedCerts bool `yaml:"allow_external_untrusted_certs" default:"false"`
+	// How long to wait, and how much to bear.
+	Limits Limits `yaml:"limits"`
+	// What the log holds.
+	Log Log `yaml:"log"`
+
+	dir string // of the file, for Path
+}
+
+// Listen says where the front door listens. Addresses are `ip:port`, `[ipv6]:port` or `:port`; port 0 takes a free one.
+type Listen struct {
+	// TLS: passthrough, redirect, answer and site hosts, told apart by the name in the ClientHello.
+	HTTPS []string `yaml:"https" kind:"listen" default:"[\":443\"]"`
+	// Plain HTTP: ACME challenges and the redirect site; nothing else is served there.
+	HTTP []string `yaml:"http" kind:"listen" default:"[\":80\"]"`
+	// Metrics, health and status. Keep it on loopback; `[]` switches it off.
+	Admin string `yaml:"admin" kind:"listen" off:"true" default:"127.0.0.1:9480"`
+	// IMAP over TLS, for hosts with `mail`.
+	IMAPS []string `yaml:"imaps" kind:"listen" default:"[]" example:"[\":993\"]"`
+	// POP3 over TLS, for hosts with `mail`.
+	POP3S []string `yaml:"pop3s" kind:"listen" default:"[]" example:"[\":995\"]"`
+	// Mail submission over TLS, for hosts with `mail`.
+	Submissions []string `yaml:"submissions" kind:"listen" default:"[]" example:"[\":465\"]"`
+	// Who may send a PROXY protocol header (version 1 or 2). A bare address counts as itself alone.
+	ProxyProtocolFrom []netip.Prefix `yaml:"proxy_protocol_from" default:"[]" example:"[10.0.0.0/8]"`
+	// Whose X-Forwarded-* headers are kept and appended to. Everybody else's are removed.
+	TrustedProxies []netip.Prefix `yaml:"trusted_proxies" default:"[]" example:"[10.0.0.0/8]"`
+}
+
+// Certificates says where certificates come from when they are not files.
+type Certificates struct {
+	// The ACME account and issuer behind `certificate: acme` and `certificate: autocert`.
+	ACME *ACME `yaml:"acme"`
+	// Where accounts and issued certificates are kept: a directory, or redis://… when several nodes share them.
+	Storage string `yaml:"storage" kind:"storage" default:"/var/lib/autodgate"`
+}
+
+// ACME is an ACME account and its issuer.
+type ACME struct {
+	// Whom the issuer may write to.
+	Email string `yaml:"email" kind:"email" example:"hostmaster@contoso.com"`
+	// The directory URL of the issuer. Without it: Let's Encrypt.
+	Directory string `yaml:"directory" kind:"https" example:"https://acme.contoso.com/directory"`
+	// CA certificates (PEM) that vouch for the directory, for a private ACME server.
+	DirectoryCA string `yaml:"directory_ca" example:"acme-ca.pem"`
+	// The challenges that may be used.
+	Challenges []string `yaml:"challenges" enum:"tls-alpn-01,http-01,dns-01" default:"[tls-alpn-01, http-01]"`
+	// How dns-01 writes its records: DNS updates (RFC 2136) signed with TSIG (RFC 8945).
+	DNS *ACMEDNS `yaml:"dns"`
+	// External account binding, for issuers that want it (RFC 8555 section 7.3.4).
+	EAB *ACMEEAB `yaml:"eab"`
+	// A second issuer, asked when the first one fails.
+	Fallback *ACMEFallback `yaml:"fallback"`
+	// Order a certificate at the first hello for its name, instead of when serving starts.
+	OnDemand bool `yaml:"on_demand" default:"false"`
+}
+
+// ACMEDNS is the DNS server that takes the records of dns-01.
+type ACMEDNS struct {
+	// The server that takes updates, as host:port.
+	Server string `yaml:"server" kind:"hostport" required:"true" example:"ns1.contoso.com:53"`
+	// The name of the TSIG key.
+	TSIGName string `yaml:"tsig_name" example:"autodgate"`
+	// A file that holds the secret of the TSIG key, in base64.
+	TSIGSecretFile string `yaml:"tsig_secret_file" example:"tsig.secret"`
+}
+
+// ACMEEAB is an external account binding.
+type ACMEEAB struct {
+	// The key identifier the issuer gave out.
+	KeyID string `yaml:"key_id" required:"true" example:"kid-1"`
+	// A file that holds the HMAC key the issuer gave out, in base64url.
+	HMACKeyFile string `yaml:"hmac_key_file" required:"true" example:"eab.key"`
+}
+
+// ACMEFallback is a second issuer.
+type ACMEFallback struct {
+	// The directory URL of the second issuer.
+	Directory string `yaml:"directory" kind:"https" required:"true" example:"https://acme2.contoso.com/directory"`
+	// CA certificates (PEM) that vouch for that directory.
+	DirectoryCA string `yaml:"directory_ca" example:"acme2-ca.pem"`
+	// External account binding at the second issuer.
+	EAB *ACMEEAB `yaml:"eab"`
+}
+
+// Host is one public name. Exactly one of Site, Passthrough, Redirect and Answer is set; Mode says which.
+type Host struct {
+	// Bridge: decrypt, pick the virtual directory, re-encrypt to this site.
+	Site string `yaml:"site" example:"hq"`
+	// Do not decrypt: hand the connection to a site, or to one of these backends, byte for byte.
+	Passthrough *Passthrough `yaml:"passthrough" example:"hq"`
+	// The redirect site: Autodiscover requests get a 302 to this host name.
+	Redirect string `yaml:"redirect" kind:"host" example:"mail.contoso.com"`
+	// Answer Autodiscover ourselves, for every domain in `domains`.
+	Answer bool `yaml:"answer" default:"false"`
+	// Further names that behave exactly as this one and are in its certificate.
+	Aliases []string `yaml:"aliases" kind:"host" default:"[]" example:"[legacy.contoso.com]"`
+	// What proves the name. A redirect host may go without, and then only answers on plain HTTP.
+	Certificate *Certificate `yaml:"certificate" example:"self_signed"`
+	// Which TLS the clients may speak.
+	TLS TLS `yaml:"tls"`
+	// What of the site is published, merged over a safe preset. A key is the name of a virtual directory (owa, ecp, ews,
+	// mapi, rpc, oab, autodiscover, activesync, powershell, api, …), or a path prefix that begins with `/`.
+	VirtualDirectories map[string]*VirtualDirectory `yaml:"virtual_directories" key:"vdir" example:"{ecp: internal}"`
+	// Hellos without a name land here: on every https listener (true), or on the listed ones. Hellos with an unknown
+	// name are always refused.
+	Default Default `yaml:"default" default:"false"`
+	// How port 443 turns away a redirect host without certificate: with the TLS alert unrecognized_name, by closing, or by
+	// resetting the connection.
+	Refuse string `yaml:"refuse" enum:"alert,close,reset" default:"alert"`
+	// Mail protocols under the same name.
+	Mail *Mail `yaml:"mail"`
+}
+
+// Certificate is where a certificate comes from: Source, or the files of one of two forms.
+type Certificate struct {
+	// acme (certmagic), autocert (one node, no options), or self_signed as Exchange set-up makes it.
+	Source string `form:"scalar" enum:"acme,autocert,self_signed"`
+	// The certificate and its chain, PEM.
+	Cert string `yaml:"cert" example:"mail.pem"`
+	// Its private key, PEM.
+	Key string `yaml:"key" example:"mail.key"`
+	// Certificate, chain and key in one PKCS #12 file, as exported by Exchange.
+	PFX string `yaml:"pfx" example:"mail.pfx"`
+	// A file that holds the password of the PFX. Without it the password is empty.
+	PasswordFile string `yaml:"password_file" example:"pfx.pass"`
+}
+
+// TLS is which TLS the clients of a host may speak.
+type TLS struct {
+	// Mozilla's recommendation of that name. `old` lets TLS 1.0 clients in.
+	Profile string `yaml:"profile" enum:"modern,intermediate,old" default:"intermediate"`
+	// Whether clients are asked for a certificate.
+	ClientAuth string `yaml:"client_auth" enum:"none,request,require" default:"none"`
+}
+
+// VirtualDirectory is what the outside may do with one virtual directory or path prefix.
+type VirtualDirectory struct {
+	// publish it to everybody, keep it internal (only internal_networks), or deny it.
+	Access string `yaml:"access" form:"scalar" enum:"publish,internal,deny" example:"publish"`
+	// Let requests with `Upgrade` (WebSocket) through.
+	Upgrade bool `yaml:"upgrade" default:"false"`
+	// How long the backend may be silent. Without it: what the protocol of the directory needs.
+	ResponseTimeout time.Duration `yaml:"response_timeout" example:"10m"`
+}
+
+// Passthrough is where a connection goes that is not decrypted: to a site's servers, or to the listed backends.
+type Passthrough struct {
+	// The site whose servers get the connection.
+	Site string `form:"scalar"`
+	// The backends that get the connection, as host:port.
+	Backends []string `form:"sequence" kind:"hostport"`
+}
+
+// Default says for which https listeners a host takes the hellos without a name.
+type Default struct {
+	// Take them on every https listener.
+	Everywhere bool `form:"scalar"`
+	// Take them on these https listeners.
+	Listeners []string `form:"sequence" kind:"listen"`
+}
+
+// Mail is the mail protocols of a host.
+type Mail struct {
+	// What happens to IMAP over TLS.
+	IMAPS string `yaml:"imaps" enum:"bridge,passthrough" example:"bridge"`
+	// What happens to POP3 over TLS.
+	POP3S string `yaml:"pop3s" enum:"bridge,passthrough" example:"bridge"`
+	// What happens to mail submission over TLS.
+	Submissions string `yaml:"submissions" enum:"bridge,passthrough" example:"bridge"`
+	// The mail server, as tls://host or tls://host:port. Without a port: 993, 995 or 465, as the protocol has it.
+	Backend string `yaml:"backend" kind:"mail" required:"true" example:"\"tls://imap.contoso.local:993\""`
+}
+
+// Site is a set of Client Access servers that serve the same mailboxes.
+type Site struct {
+	// The servers, as https://host or https://host:port.
+	Servers []Server `yaml:"servers" required:"true" example:"[\"https://cas01.contoso.local\"]"`
+	// What a server's certificate is held against.
+	Trust Trust `yaml:"trust" default:"verify"`
+	// Encrypt to the servers without authenticating them, as the MSExchangeOWA registry value AllowInternalUntrustedCerts
+	// does. Anybody between here and the server can then read and change everything.
+	AllowInternalUntrustedCerts bool `yaml:"allow_internal_untrusted_certs" default:"false"`
+	// The name sent to the servers as SNI and looked for in their certificates, when it is not the host of their URL.
+	ServerName string `yaml:"server_name" kind:"host" example:"mail.contoso.com"`
+	// The Exchange version: presets for affinity, health pages and timeouts.
+	Exchange string `yaml:"exchange" enum:"2007,2010,2013,2016,2019,SE" example:"\"2019\""`
+	// Exchange's channel binding. It needs the same certificate on both sides: auto warns when they differ,
+	// required refuses.
+	ExtendedProtection string `yaml:"extended_protection" enum:"off,auto,required" default:"off"`
+	// Send requests on in clear. The servers are then http:// URLs.
+	Offload bool `yaml:"offload" default:"false"`
+	// The site's own public address. Requests for its mailboxes are redirected there; without it they are proxied.
+	ExternalURL string `yaml:"external_url" kind:"origin" example:"https://mail.branch.contoso.com"`
+}
+
+// Server is one Client Access server.
+type Server struct {
+	// The address: a scheme and a host, and a port when it is not the scheme's own.
+	URL string `yaml:"url" form:"scalar" kind:"server" required:"true" example:"https://cas01.contoso.local"`
+	// Finish what is running, take nothing new.
+	Drain bool `yaml:"drain" default:"false"`
+}
+
+// Trust is what a server's certificate is held against.
+type Trust struct {
+	// verify against the system's CAs, or remember the certificate seen at first_use.
+	Mode string `form:"scalar" enum:"verify,first_use"`
+	// Verify against the CA certificates (PEM) in this file instead of the system's.
+	CA string `yaml:"ca" example:"internal-ca.pem"`
+	// Accept exactly these keys: sha256/ and the base64 SHA-256 of the public key.
+	Pin []string `yaml:"pin" kind:"pin" example:"[\"sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"]"`
+}
+
+// Domain is how Autodiscover answers for one mail domain.
+type Domain struct {
+	// answer it ourselves, bridge the question to the site's servers, or redirect it to another address or URL.
+	Autodiscover string `yaml:"autodiscover" enum:"answer,bridge,redirect" required:"true" example:"answer"`
+	// Where EWS, OAB, OWA, MAPI and ActiveSync are published.
+	ExternalURL string `yaml:"external_url" kind:"origin" example:"https://mail.contoso.com"`
+	// The same for clients in internal_networks.
+	InternalURL string `yaml:"internal_url" kind:"origin" example:"https://mail.contoso.local"`
+	// AuthPackage in POX answers. Without it the element is left out.
+	AuthPackage string `yaml:"auth_package" enum:"basic,kerb,kerbntlm,ntlm,certificate,negotiate,anonymous" example:"basic"`
+	// With bridge: the site that is asked. Needed when there is more than one.
+	Site string `yaml:"site" example:"hq"`
+	// With redirect: ask again for this address. "@domain" keeps the part before the @.
+	RedirectAddr string `yaml:"redirect_addr" kind:"redirectaddr" example:"\"@contoso.com\""`
+	// With redirect: ask again at this URL.
+	RedirectURL string `yaml:"redirect_url" kind:"autodiscover" example:"https://mail.contoso.com/autodiscover/autodiscover.xml"`
+}
+
+// Redirects is the redirect site for many domains.
+type Redirects struct {
+	// The domains, one a line.
+	File string `yaml:"file" required:"true" example:"domains.txt"`
+	// The host name they are all redirected to.
+	Target string `yaml:"target" kind:"host" required:"true" example:"mail.contoso.com"`
+}
+
+// Mailboxes is who has a mailbox, and where. Exactly one of File and LDAP is set.
+type Mailboxes struct {
+	// A list in YAML, or a table in CSV of any size.
+	File string `yaml:"file" kind:"mailboxfile" example:"mailboxes.yaml"`
+	// A directory server, such as Active Directory.
+	LDAP *LDAP `yaml:"ldap"`
+}
+
+// LDAP is a directory server.
+type LDAP struct {
+	// ldaps://host or ldaps://host:port.
+	URL string `yaml:"url" kind:"ldap" required:"true" example:"ldaps://dc01.contoso.local"`
+	// Where in the tree the mailboxes are.
+	BaseDN string `yaml:"base_dn" example:"\"DC=contoso,DC=local\""`
+	// The account that searches.
+	BindDN string `yaml:"bind_dn" example:"\"CN=autodgate,CN=Users,DC=contoso,DC=local\""`
+	// A file that holds its password.
+	PasswordFile string `yaml:"password_file" example:"ldap.pass"`
+	// CA certificates (PEM) that vouch for the server.
+	CA string `yaml:"ca" example:"internal-ca.pem"`
+}
+
+// Limits is how long to wait, and how much to bear.
+type Limits struct {
+	// For a whole ClientHello, counted from the connection.
+	HelloTimeout time.Duration `yaml:"hello_timeout" default:"10s"`
+	// For the head of the first request on a connection.
+	RequestHeadTimeout time.Duration `yaml:"request_head_timeout" default:"30s"`
+	// For a connection to a backend.
+	ConnectTimeout time.Duration `yaml:"connect_timeout" default:"5s"`
+	// For a client that sends nothing, between requests and inside one.
+	ClientIdleTimeout time.Duration `yaml:"client_idle_timeout" default:"5m"`
+	// How many client connections at once; 0 is no limit.
+	Connections int `yaml:"connections" default:"0"`
+	// How many wrong passwords before further tries are turned away.
+	FailedLogins FailedLogins `yaml:"failed_logins"`
+}
+
+// FailedLogins is how many wrong passwords are borne.
+type FailedLogins struct {
+	// For one user name; 0 is no limit. Keep it below the lock-out threshold of the directory.
+	PerUser int `yaml:"per_user" default:"8"`
+	// From one source address; 0 is no limit.
+	PerSource int `yaml:"per_source" default:"100"`
+	// How long a wrong password counts.
+	Window time.Duration `yaml:"window" default:"15m"`
+}
+
+// Log is what the log holds.
+type Log struct {
+	// The least important level that is written. Mailbox addresses appear at debug only.
+	Level string `yaml:"level" enum:"trace,debug,info,warn,error" default:"info"`
+	// json, one object a line, or console, for people.
+	Format string `yaml:"format" enum:"json,console" default:"json"`
+}

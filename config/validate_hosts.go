@@ -1,0 +1,254 @@
+package config
+
+import (
+	"net/url"
+	"slices"
+	"strings"
+)
+
+var hostsPath = path{"hosts"}
+
+// owner is the host a name belongs to, and where the name stands.
+type owner struct {
+	host string
+	path path
+}
+
+// owners maps every name and alias to its host; the first in the file wins.
+func (v validator) owners() map[string]owner {
+	all := make(map[string]owner)
+	for _, name := range ordered(v, hostsPath, v.c.Hosts) {
+		all[name] = owner{name, hostsPath.key(name)}
+	}
+	for _, name := range ordered(v, hostsPath, v.c.Hosts) {
+		for i, alias := range v.c.Hosts[name].Aliases {
+			if _, taken := all[alias]; !taken && alias != "" {
+				all[alias] = owner{name, hostsPath.key(name).key("aliases").index(i)}
+			}
+		}
+	}
+	return all
+}
+
+// names checks that there are hosts, and that each name leads to one of them. Names that are keys twice are the
+// decoder's to report.
+func (v validator) names() {
+	if len(v.c.Hosts) == 0 && v.c.Redirects == nil && !v.bad(hostsPath) {
+		v.fail(hostsPath, RuleNoHosts, "at least one public name under `hosts`", "there are no hosts: every client would be refused")
+	}
+	owners := v.owners()
+	for _, name := range ordered(v, hostsPath, v.c.Hosts) {
+		p := hostsPath.key(name).key("aliases")
+		for i, alias := range v.c.Hosts[name].Aliases {
+			q := p.index(i)
+			o := owners[alias]
+			if alias == "" || v.bad(q) || o.path.String() == q.String() {
+				continue
+			}
+			what := "an alias of " + o.host
+			if o.host == alias {
+				what = "a host of its own"
+			}
+			if o.host == name && o.host == alias {
+				what = "the name of this host"
+			}
+			v.fail(q, RuleHostNameTwice, "each name once, in one place", "%s is %s already, on line %d", alias, what, v.entries[o.path.String()].line)
+		}
+	}
+}
+
+func (v validator) hosts() {
+	defaults := make(map[string]string) // listen address → host
+	for _, name := range ordered(v, hostsPath, v.c.Hosts) {
+		h, p := v.c.Hosts[name], hostsPath.key(name)
+		modes := v.given(p, "site", "passthrough", "redirect", "answer")
+		if !h.Answer && !v.bad(p.key("answer")) { // answer: false
+			modes = slices.DeleteFunc(modes, func(k string) bool { return k == "answer" })
+		}
+		switch len(modes) {
+		case 0:
+			v.fail(p, RuleHostNoMode, "one of site, passthrough, redirect and answer", "the host does nothing")
+		case 1:
+			v.mode(name, h, Mode(modes[0]))
+		default:
+			v.failKey(p.key(modes[1]), RuleHostTwoModes, "one of site, passthrough, redirect and answer",
+				"the host has %s as well as %s", modes[1], modes[0])
+		}
+		v.certificate(p.key("certificate"), h.Certificate)
+		v.defaultHost(name, h.Default, defaults)
+		v.virtualDirectories(p.key("virtual_directories"), h)
+		v.mail(p, h.Mail)
+	}
+}
+
+// mode checks the keys of a host against the one thing it does.
+func (v validator) mode(name string, h *Host, mode Mode) {
+	p := hostsPath.key(name)
+	unused := func(why string, keys ...string) {
+		for _, k := range v.given(p, keys...) {
+			v.failKey(p.key(k), RuleHostKeyUnused, "the host without "+k, "%s has no effect here: %s", k, why)
+		}
+	}
+	switch mode {
+	case ModePassthrough:
+		for _, k := range v.given(p, "certificate", "virtual_directories", "tls") {
+			v.failKey(p.key(k), RulePassthroughTLS, "the host without "+k+", or with site instead of passthrough",
+				"%s has no effect here: a passthrough connection is not decrypted", k)
+		}
+		unused("it is about redirect hosts without certificate", "refuse")
+		if h.Passthrough == nil || v.bad(p.key("passthrough")) {
+			return
+		}
+		if h.Passthrough.Site == "" && len(h.Passthrough.Backends) == 0 {
+			v.fail(p.key("passthrough"), RuleEmptyValue, "a site, or [host:port, …]", "the list is empty")
+		}
+		v.site(p.key("passthrough"), h.Passthrough.Site)
+	case ModeRedirect:
+		unused("a redirect host publishes nothing", "virtual_directories")
+		if v.has(p.key("certificate")) {
+			unused("with a certificate the name is not refused", "refuse")
+		} else {
+			unused("without a certificate there is no TLS", "tls")
+			if v.has(p.key("default")) && h.Default.on() {
+				v.failKey(p.key("default"), RuleNoCertificate, "a certificate, or the host without default",
+					"hellos without a name are to land here, and there is no certificate to answer them with")
+			}
+		}
+		v.redirect(name, h)
+	case ModeAnswer:
+		unused("an answer host publishes nothing but Autodiscover", "virtual_directories")
+		unused("it is about redirect hosts without certificate", "refuse")
+		v.needCertificate(p)
+		if len(v.c.Domains) == 0 && !v.bad(path{"domains"}) {
+			v.failKey(p.key("answer"), RuleAnswerNoDomains, "the mail domains under `domains`", "there are no domains to answer for")
+		}
+	case ModeSite:
+		unused("it is about redirect hosts without certificate", "refuse")
+		v.needCertificate(p)
+		v.site(p.key("site"), h.Site)
+	}
+}
+
+func (v validator) needCertificate(p path) {
+	if !v.has(p.key("certificate")) {
+		v.fail(p.key("certificate"), RuleNoCertificate, "certificate: {cert: FILE, key: FILE}, or another source of one", "the host has no certificate")
+	}
+}
+
+func (v validator) redirect(name string, h *Host) {
+	p := hostsPath.key(name).key("redirect")
+	if h.Redirect == "" || v.bad(p) {
+		return
+	}
+	if h.Redirect == name || slices.Contains(h.Aliases, h.Redirect) {
+		v.fail(p, RuleRedirectSelf, "the name of another host", "the host would redirect to itself")
+		return
+	}
+	// AUTODISCOVER 1.4: one hop only. Each further one is a new prompt, or a lost method.
+	if o, ok := v.owners()[h.Redirect]; ok && v.c.Hosts[o.host].Redirect != "" {
+		next := v.c.Hosts[o.host].Redirect
+		want := "the last host of the way"
+		if end, ok := v.owners()[next]; !ok || v.c.Hosts[end.host].Redirect == "" {
+			want = next
+		}
+		v.fail(p, RuleRedirectChain, want, "%s is a redirect host too: it leads on to %s", h.Redirect, next)
+	}
+}
+
+func (v validator) certificate(p path, c *Certificate) {
+	if c == nil || v.bad(p) || v.entries[p.String()].shape != shapeMap {
+		return
+	}
+	const want = "{cert, key} or {pfx, password_file}; or acme, autocert, self_signed"
+	pem, pfx := v.given(p, "cert", "key"), v.given(p, "pfx", "password_file")
+	switch {
+	case len(pem) > 0 && len(pfx) > 0:
+		v.failKey(p.key(pfx[0]), RuleCertificateForm, want, "%s does not go together with %s", pfx[0], pem[0])
+	case len(pem)+len(pfx) == 0:
+		v.fail(p, RuleCertificateForm, want, "it is not said where the certificate is")
+	case len(pem) == 1:
+		v.fail(p, RuleCertificateForm, want, "there is %s alone", pem[0])
+	case len(pfx) == 1 && pfx[0] == "password_file":
+		v.fail(p, RuleCertificateForm, want, "there is password_file alone")
+	}
+}
+
+// on reports whether any hello without a name lands on the host.
+func (d Default) on() bool { return d.Everywhere || len(d.Listeners) > 0 }
+
+func (v validator) defaultHost(name string, d Default, taken map[string]string) {
+	p := hostsPath.key(name).key("default")
+	if v.bad(p) || !v.has(p) {
+		return
+	}
+	https := v.c.Listen.HTTPS
+	if v.entries[p.String()].shape == shapeList && len(d.Listeners) == 0 {
+		v.fail(p, RuleEmptyValue, "true, or some of listen.https: "+oneOfOr(https, "which is empty"), "the list is empty")
+	}
+	claim := func(q path, addr string) {
+		if other, ok := taken[addr]; ok && other != name {
+			v.fail(q, RuleDefaultTwice, "one default host for each listen address",
+				"%s is the default of %s already", other, addr)
+			return
+		}
+		taken[addr] = name
+	}
+	for i, addr := range d.Listeners {
+		q := p.index(i)
+		switch {
+		case addr == "" || v.bad(q):
+		case !slices.Contains(https, addr):
+			v.fail(q, RuleDefaultListener, "one of listen.https: "+oneOfOr(https, "which is empty"), "%s is not an address of listen.https", addr)
+		default:
+			claim(q, addr)
+		}
+	}
+	if !d.Everywhere {
+		return
+	}
+	if len(https) == 0 {
+		v.fail(p, RuleDefaultListener, "an address under listen.https, or the host without default", "there is no https listener for which this host could be the default")
+	}
+	for _, addr := range https {
+		before := len(v.report.Problems)
+		claim(p, addr)
+		if len(v.report.Problems) > before {
+			break // the same two hosts again
+		}
+	}
+}
+
+func (v validator) virtualDirectories(p path, h *Host) {
+	for _, key := range sortedKeys(h.VirtualDirectories) {
+		q := p.key(key)
+		if v.bad(q) || !strings.HasPrefix(key, "/") {
+			continue
+		}
+		for name, known := range vdirPaths {
+			if key == known {
+				v.failKey(q, RuleVdirNamed, name+", which brings the methods and timeouts of its protocol", "%s is the virtual directory %s", key, name)
+			}
+		}
+		if !v.has(q.key("access")) && v.entries[q.String()].shape == shapeMap {
+			v.fail(q.key("access"), RuleVdirAccess, "access: publish, internal or deny", "it is not said who may reach %s", key)
+		}
+	}
+}
+
+func (v validator) mail(host path, m *Mail) {
+	p := host.key("mail")
+	if m == nil || v.bad(p) {
+		return
+	}
+	protocols := v.given(p, "imaps", "pop3s", "submissions")
+	if len(protocols) == 0 {
+		v.fail(p, RuleMailProtocol, "one or more of imaps, pop3s and submissions, each bridge or passthrough", "it is not said which protocol goes to the backend")
+	}
+	if u, err := url.Parse(m.Backend); err == nil && u.Port() != "" && len(protocols) > 1 {
+		v.fail(p.key("backend"), RuleMailPort, "tls://"+u.Hostname()+", which takes the port of each protocol",
+			"port %s cannot serve %s", u.Port(), strings.Join(protocols, " and "))
+	}
+	if slices.Contains([]string{m.IMAPS, m.POP3S, m.Submissions}, "bridge") && !v.has(host.key("certificate")) {
+		v.fail(p, RuleNoCertificate, "passthrough, or a certificate for the host", "bridge decrypts, and the host has no certificate for it")
+	}
+}

@@ -1,0 +1,80 @@
+package config
+
+var sitesPath = path{"sites"}
+
+func (v validator) sites() {
+	used := v.usedSites()
+	for _, name := range ordered(v, sitesPath, v.c.Sites) {
+		s, p := v.c.Sites[name], sitesPath.key(name)
+		v.servers(p.key("servers"), s)
+		v.trust(p, s)
+		if s.AllowInternalUntrustedCerts {
+			v.warn(p.key("allow_internal_untrusted_certs"), RuleUntrustedCerts, "trust: {ca: FILE} with the CA of the servers, or certificates that verify",
+				"THE SERVERS OF SITE %s ARE NOT AUTHENTICATED: whoever answers at their addresses reads every password and mailbox that passes", name)
+		}
+		// A mailbox may name any site, and the mailboxes are not in this file.
+		if !used[name] && v.c.Mailboxes == nil {
+			v.warn(p, RuleSiteUnused, "a host or a domain that names it, or the file without it", "no host and no domain leads to the site %q", name)
+		}
+	}
+}
+
+func (v validator) usedSites() map[string]bool {
+	used := make(map[string]bool)
+	for _, h := range v.c.Hosts {
+		used[h.Site] = true
+		if h.Passthrough != nil {
+			used[h.Passthrough.Site] = true
+		}
+	}
+	for _, d := range v.c.Domains {
+		used[d.Site] = true
+		if d.Autodiscover == "bridge" && d.Site == "" { // the only one
+			for name := range v.c.Sites {
+				used[name] = true
+			}
+		}
+	}
+	return used
+}
+
+func (v validator) servers(p path, s *Site) {
+	if v.has(p) && len(s.Servers) == 0 && !v.bad(p) {
+		v.fail(p, RuleSiteNoServers, "one server or more, such as [https://cas01.contoso.local]", "the site has no servers")
+	}
+	seen := make(map[string]int)
+	for i, server := range s.Servers {
+		q := p.index(i)
+		if server.URL == "" {
+			continue // reported
+		}
+		at := q
+		if v.has(q.key("url")) {
+			at = q.key("url")
+		}
+		line := v.entries[q.String()].line
+		if first, ok := seen[server.Address()]; ok {
+			v.fail(at, RuleServerTwice, "each server once", "%s is in the list already, on line %d", server.Address(), first)
+		} else {
+			seen[server.Address()] = line
+		}
+		if server.Scheme() == "http" && !s.Offload {
+			v.fail(at, RuleServerHTTP, "https://"+server.Host()+"; http:// only together with offload: true", "%s would carry mail and passwords in clear", server.URL)
+		}
+	}
+}
+
+func (v validator) trust(p path, s *Site) {
+	q := p.key("trust")
+	if v.has(q) && s.AllowInternalUntrustedCerts {
+		v.fail(p.key("allow_internal_untrusted_certs"), RuleTrustConflict, "one of the two",
+			"trust says how the servers are authenticated, allow_internal_untrusted_certs says they are not")
+	}
+	if !v.has(q) || v.bad(q) || v.entries[q.String()].shape != shapeMap {
+		return
+	}
+	given := v.given(q, "ca", "pin")
+	if len(given) != 1 || given[0] == "pin" && len(s.Trust.Pin) == 0 && !v.bad(q.key("pin")) {
+		v.fail(q, RuleTrustForm, "verify, first_use, {ca: FILE} or {pin: [sha256/…]}", "it is not clear what the certificates are held against")
+	}
+}

@@ -1,0 +1,101 @@
+package config
+
+// Every key of the file is accepted from the first release on, so that a file may be written once. What this version does
+// not do yet is said here, all of it, and goes away line by line. Ignoring a key is only fair when nobody is less
+// protected than the file says; the rest is refused.
+
+// notInEffect warns about what can be ignored for now.
+func (v validator) notInEffect() {
+	say := func(p path, want, what string) {
+		v.warn(p, RuleNotInEffect, want, "%s", what)
+	}
+	const later = "nothing else: a later version will do it"
+	listen := path{"listen"}
+	for key, addrs := range map[string][]string{"imaps": v.c.Listen.IMAPS, "pop3s": v.c.Listen.POP3S, "submissions": v.c.Listen.Submissions} {
+		if len(addrs) > 0 {
+			say(listen.key(key), "until then: "+key+": []", key+" is not in effect yet: nothing listens there")
+		}
+	}
+	certificates := path{"certificates"}
+	if v.c.Certificates.ACME != nil {
+		say(certificates.key("acme"), "until then: certificates from files", "ACME is not in effect yet: no certificate is ordered")
+	}
+	if isRedis(v.c.Certificates.Storage) {
+		say(certificates.key("storage"), "until then: a directory", "storage on Redis is not in effect yet")
+	}
+	for _, name := range ordered(v, hostsPath, v.c.Hosts) {
+		h, p := v.c.Hosts[name], hostsPath.key(name)
+		if c := h.Certificate; c != nil {
+			const want = "until then: {cert: FILE, key: FILE} or self_signed"
+			switch refused := ": until it is, TLS connections to " + name + " and its aliases are refused"; {
+			case c.Source == "acme" || c.Source == "autocert":
+				say(p.key("certificate"), want, "certificate: "+c.Source+" is not in effect yet"+refused)
+			case c.PFX != "":
+				say(p.key("certificate").key("pfx"), want, "a certificate from a PFX is not in effect yet"+refused)
+			}
+		}
+		if h.TLS.Profile == "old" {
+			say(p.key("tls").key("profile"), "until then: intermediate", "the profile old is not in effect yet: intermediate holds, and older clients cannot connect")
+		}
+		if h.Mail != nil {
+			say(p.key("mail"), "until then: the host without mail", "mail is not in effect yet: no mail protocol is served")
+		}
+	}
+	for _, name := range ordered(v, sitesPath, v.c.Sites) {
+		s, p := v.c.Sites[name], sitesPath.key(name)
+		if s.Exchange != "" {
+			say(p.key("exchange"), later, "the presets of an Exchange version are not in effect yet: a TCP connect is the health check, and there is no affinity beyond the connection")
+		}
+		if s.ExtendedProtection == "auto" {
+			say(p.key("extended_protection"), "until then: off", "extended_protection is not in effect yet: certificates that differ are not noticed, and clients that bind to them fail to log in")
+		}
+		if s.ExternalURL != "" {
+			say(p.key("external_url"), later, "external_url is not in effect yet: requests for mailboxes of this site are not redirected")
+		}
+	}
+	for _, name := range ordered(v, domainsPath, v.c.Domains) {
+		if v.c.Domains[name].Autodiscover == "bridge" {
+			say(domainsPath.key(name).key("autodiscover"), "until then: answer or redirect", "autodiscover: bridge is not in effect yet: there is no answer for this domain")
+		}
+	}
+	if v.c.Redirects != nil {
+		say(path{"redirects"}, "until then: a host with redirect for each domain", "redirects is not in effect yet: the domains in the file are unknown hosts")
+	}
+	if v.c.AllowExternalUntrustedCerts {
+		say(path{"allow_external_untrusted_certs"}, later, "allow_external_untrusted_certs is not in effect yet: certificates outside are always verified")
+	}
+}
+
+// notBuilt refuses what would leave somebody less protected than the file says.
+func (v validator) notBuilt() {
+	refuse := func(p path, want, what, why string) {
+		if !v.bad(p) {
+			v.fail(p, RuleNotBuilt, want, "%s is not built yet, and ignoring it would be unsafe: %s", what, why)
+		}
+	}
+	for _, name := range ordered(v, hostsPath, v.c.Hosts) {
+		if auth := v.c.Hosts[name].TLS.ClientAuth; auth == "request" || auth == "require" {
+			refuse(hostsPath.key(name).key("tls").key("client_auth"), "none; or passthrough, where the server asks for certificates itself",
+				"client_auth: "+auth, "clients without a certificate would be let in")
+		}
+	}
+	for _, name := range ordered(v, sitesPath, v.c.Sites) {
+		s, p := v.c.Sites[name], sitesPath.key(name)
+		if s.Trust.Mode == "first_use" {
+			refuse(p.key("trust"), "verify, or {ca: FILE}", "trust: first_use", "a server could be exchanged unnoticed")
+		}
+		if v.has(p.key("trust").key("pin")) {
+			refuse(p.key("trust").key("pin"), "{ca: FILE}", "trust by pin", "a server could be exchanged unnoticed")
+		}
+		if s.ExtendedProtection == "required" {
+			refuse(p.key("extended_protection"), "off; or passthrough, where nothing stands between client and server",
+				"extended_protection: required", "servers with another certificate would be used all the same")
+		}
+		if s.Offload {
+			refuse(p.key("offload"), "https:// servers and offload: false", "offload", "what is meant to be taken off the servers' hands would not be done, and mail would travel in clear")
+		}
+	}
+	if v.c.Mailboxes != nil && v.c.Mailboxes.LDAP != nil {
+		refuse(path{"mailboxes", "ldap"}, "mailboxes: {file: FILE}", "mailboxes.ldap", "Autodiscover would answer without asking for a password")
+	}
+}

@@ -1,0 +1,386 @@
+package config
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/net/idna"
+)
+
+// fault is what is wrong with one value, before it is known where the value stands.
+type fault struct {
+	rule          Rule
+	message, want string
+}
+
+func faultf(rule Rule, want, format string, args ...any) *fault {
+	return &fault{rule: rule, message: fmt.Sprintf(format, args...), want: want}
+}
+
+// kind is a sort of text: how it is read into canonical form, and what the schema and the reference say about it.
+type kind struct {
+	read  func(s string) (string, *fault)
+	about string // the type column of the reference
+	// format is the JSON Schema format, and pattern its pattern; either may be empty.
+	format, pattern string
+}
+
+// kinds are the values of the `kind` and `key` tags in types.go.
+var kinds = map[string]kind{
+	"host":         {read: readHost, about: "host name", format: "idn-hostname"},
+	"domain":       {read: readHost, about: "domain", format: "idn-hostname"},
+	"site":         {read: readPlain, about: "name"},
+	"vdir":         {read: readVdir, about: "virtual directory"},
+	"listen":       {read: readListen, about: "address"},
+	"hostport":     {read: readHostPort, about: "host:port", pattern: `^.+:[0-9]+$`},
+	"https":        {read: urlForm{schemes: []string{"https"}, path: anyPath, example: "https://acme.contoso.com/directory"}.read, about: "https URL", pattern: "^https://"},
+	"origin":       {read: urlForm{schemes: []string{"https"}, example: "https://mail.contoso.com"}.read, about: "https URL without path", pattern: "^https://[^/?#]+$"},
+	"server":       {read: urlForm{rule: RuleServerURL, schemes: []string{"https", "http"}, example: "https://cas01.contoso.local"}.read, about: "URL without path", pattern: "^https?://[^/?#]+$"},
+	"mail":         {read: urlForm{rule: RuleMailBackend, schemes: []string{"tls"}, example: "tls://imap.contoso.local:993"}.read, about: "tls://host[:port]", pattern: "^tls://[^/?#]+$"},
+	"ldap":         {read: urlForm{schemes: []string{"ldaps"}, example: "ldaps://dc01.contoso.local"}.read, about: "ldaps URL without path", pattern: "^ldaps://[^/?#]+$"},
+	"autodiscover": {read: urlForm{rule: RuleRedirectURL, schemes: []string{"https"}, path: autodiscoverPath, example: "https://mail.contoso.com/autodiscover/autodiscover.xml"}.read, about: "https URL of an autodiscover.xml", pattern: "^https://"},
+	"redirectaddr": {read: readRedirectAddr, about: "address, or @domain", pattern: "^[^@]*@[^@]+$"},
+	"email":        {read: readEmail, about: "address", format: "email"},
+	"storage":      {read: readStorage, about: "directory, or redis URL"},
+	"pin":          {read: readPin, about: "sha256/base64", pattern: "^sha256/[A-Za-z0-9+/]{43}=$"},
+	"mailboxfile":  {read: readMailboxFile, about: "file", pattern: `\.([yY][aA]?[mM][lL]|[cC][sS][vV])$`},
+	"":             {read: readPlain, about: "text"},
+}
+
+func readPlain(s string) (string, *fault) { return s, nil }
+
+// names maps an internationalised name to its A-labels and checks every label, as a resolver's input is (RFC 5891
+// section 5). Hyphens in the third and fourth place of a
+// label are let through, as such names exist; those at its ends are caught by hyphenAtEdge.
+var names = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(true), idna.CheckHyphens(false),
+	idna.VerifyDNSLength(true), idna.Transitional(false))
+
+// CanonicalHost returns a host or domain name as it is compared: lower case, no trailing dot, internationalised labels
+// as A-labels (xn--…). The error says what is wrong with a name that is none; IP addresses are none.
+func CanonicalHost(name string) (string, error) {
+	canonical, f := readHost(name)
+	if f != nil {
+		return "", errors.New(f.message)
+	}
+	return canonical, nil
+}
+
+func readHost(s string) (string, *fault) {
+	const want = "a host name such as mail.contoso.com"
+	switch {
+	case strings.Contains(s, "://"):
+		rest := s[strings.Index(s, "://")+3:]
+		return "", faultf(RuleHostName, suggestHost(rest, want), "%q is a URL, not a host name", s)
+	case strings.Contains(s, "*"):
+		return "", faultf(RuleHostWildcard, "each host name written out", "host names with a wildcard are not accepted (%q)", s)
+	case strings.ContainsAny(s, "/?#@"):
+		return "", faultf(RuleHostName, suggestHost(s, want), "%q holds more than a host name", s)
+	}
+	if _, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+		return "", faultf(RuleHostName, want, "%q is an IP address; clients do not send one as a server name", s)
+	}
+	if host, port, err := net.SplitHostPort(s); err == nil {
+		return "", faultf(RuleHostName, suggestHost(host, want), "%q holds a port (%s)", s, port)
+	}
+	ascii, err := names.ToASCII(strings.TrimSuffix(s, "."))
+	if err != nil || hyphenAtEdge(ascii) {
+		return "", faultf(RuleHostName, want, "%q is not a host name", s)
+	}
+	// What resolvers would read as an address (all digits at the end, WHATWG URL section 3.5) is not a name either.
+	if last := ascii[strings.LastIndexByte(ascii, '.')+1:]; strings.Trim(last, "0123456789") == "" {
+		return "", faultf(RuleHostName, want, "%q is not a host name: it ends in a number", s)
+	}
+	return ascii, nil
+}
+
+// hyphenAtEdge reports whether a label begins or ends with a hyphen (RFC 1123 section 2.1).
+func hyphenAtEdge(name string) bool {
+	return strings.HasPrefix(name, "-") || strings.HasSuffix(name, "-") || strings.Contains(name, ".-") || strings.Contains(name, "-.")
+}
+
+// suggestHost is the host name inside s, if there is one.
+func suggestHost(s, otherwise string) string {
+	if i := strings.IndexAny(s, "/?#"); i >= 0 {
+		s = s[:i]
+	}
+	s = s[strings.LastIndexByte(s, '@')+1:]
+	if host, _, err := net.SplitHostPort(s); err == nil {
+		s = host
+	}
+	if strings.ContainsAny(s, "/?#@:*") {
+		return otherwise
+	}
+	if host, f := readHost(s); f == nil {
+		return host
+	}
+	return otherwise
+}
+
+// readHostOrIP reads what may stand before a port: a name, or an address without brackets.
+func readHostOrIP(s string) (string, *fault) {
+	if ip, err := netip.ParseAddr(s); err == nil {
+		return ip.String(), nil
+	}
+	return readHost(s)
+}
+
+func readPort(s string, lowest int) (string, bool) {
+	n, err := strconv.Atoi(s)
+	if err != nil || s != strconv.Itoa(n) || n < lowest || n > 65535 {
+		return "", false
+	}
+	return s, true
+}
+
+func readHostPort(s string) (string, *fault) {
+	const want = "host:port, such as cas01.contoso.local:443"
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return "", faultf(RuleHostPort, want, "%q is not a host and a port", s)
+	}
+	if _, ok := readPort(port, 1); !ok {
+		return "", faultf(RuleHostPort, "a port from 1 to 65535", "%q is not a port", port)
+	}
+	if host, f := readHostOrIP(host); f == nil {
+		return net.JoinHostPort(host, port), nil
+	}
+	return "", faultf(RuleHostPort, want, "%q is neither a host name nor an IP address", host)
+}
+
+func readListen(s string) (string, *fault) {
+	const want = `an address to listen on: ":443", "192.0.2.1:443" or "[2001:db8::1]:443"`
+	host, port, err := net.SplitHostPort(s)
+	if _, ok := readPort(s, 0); ok {
+		return "", faultf(RuleListenAddress, `":`+s+`"`, "%q is a port alone", s)
+	}
+	if err != nil {
+		return "", faultf(RuleListenAddress, want, "%q is not an address and a port", s)
+	}
+	if _, ok := readPort(port, 0); !ok {
+		return "", faultf(RuleListenAddress, "a port from 1 to 65535, or 0 for a free one", "%q is not a port", port)
+	}
+	if host == "" {
+		return ":" + port, nil
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return "", faultf(RuleListenAddress, want, "%q is not an IP address", host)
+	}
+	return netip.AddrPortFrom(ip, uint16(mustAtoi(port))).String(), nil
+}
+
+// mustAtoi reads what readPort has accepted.
+func mustAtoi(s string) int {
+	n, _ := strconv.Atoi(s)
+	return n
+}
+
+// urlForm is what a URL of one sort may hold. None may hold user, query or fragment.
+type urlForm struct {
+	rule    Rule // RuleURL when empty
+	schemes []string
+	path    func(path string) bool // nil: no path
+	example string
+}
+
+func anyPath(string) bool { return true }
+
+func autodiscoverPath(path string) bool {
+	return strings.EqualFold(path, "/autodiscover/autodiscover.xml")
+}
+
+func (form urlForm) read(s string) (string, *fault) {
+	rule := form.rule
+	if rule == "" {
+		rule = RuleURL
+	}
+	bad := func(format string, args ...any) (string, *fault) {
+		return "", faultf(rule, "such as "+form.example, format, args...)
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme == "" || u.Opaque != "" || !strings.Contains(s, "://") {
+		return bad("%q is not a URL", s)
+	}
+	switch {
+	case !slices.Contains(form.schemes, u.Scheme):
+		return bad("%q does not begin with %s://", s, strings.Join(form.schemes, ":// or "))
+	case u.User != nil:
+		return bad("%q holds a user name; no credentials belong here", s)
+	case u.RawQuery != "" || u.ForceQuery || strings.Contains(s, "#"):
+		return bad("%q holds a query or a fragment", s)
+	case u.Hostname() == "":
+		return bad("%q has no host", s)
+	}
+	host, f := readHostOrIP(u.Hostname())
+	if f != nil {
+		return bad("the host of %q is neither a host name nor an IP address", s)
+	}
+	if port := u.Port(); port != "" {
+		if _, ok := readPort(port, 1); !ok {
+			return bad("%q is not a port", port)
+		}
+		host = net.JoinHostPort(host, port)
+	} else if strings.HasSuffix(u.Host, ":") {
+		return bad("%q has a colon and no port after it", s)
+	} else if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	switch {
+	case form.path == nil && u.Path != "":
+		return "", faultf(rule, u.Scheme+"://"+host, "%q holds a path", s)
+	case form.path != nil && !form.path(u.Path):
+		return bad("the path of %q is not /autodiscover/autodiscover.xml", s)
+	}
+	return u.Scheme + "://" + host + u.EscapedPath(), nil
+}
+
+func readRedirectAddr(s string) (string, *fault) {
+	local, domain, _ := strings.Cut(s, "@")
+	host, f := readHost(domain)
+	if f != nil || strings.ContainsAny(local, " \t\"<>()[]:;,\\") {
+		return "", faultf(RuleRedirectAddr, `"@contoso.com" to keep the part before the @, or a full address`, "%q is not a mail address or @domain", s)
+	}
+	return local + "@" + host, nil
+}
+
+func readEmail(s string) (string, *fault) {
+	if address, f := readRedirectAddr(s); f == nil && !strings.HasPrefix(address, "@") {
+		return address, nil
+	}
+	return "", faultf(RuleEmail, "an address such as hostmaster@contoso.com", "%q is not a mail address", s)
+}
+
+func readStorage(s string) (string, *fault) {
+	if scheme, _, ok := strings.Cut(s, "://"); ok && !isRedis(s) {
+		return "", faultf(RuleStorage, "a directory, redis://… or rediss://…", "certificates cannot be kept in %s://", scheme)
+	}
+	return s, nil
+}
+
+func isRedis(storage string) bool {
+	return strings.HasPrefix(storage, "redis://") || strings.HasPrefix(storage, "rediss://")
+}
+
+func readPin(s string) (string, *fault) {
+	encoded, ok := strings.CutPrefix(s, "sha256/")
+	sum, err := base64.StdEncoding.DecodeString(encoded)
+	if !ok || err != nil || len(sum) != sha256.Size {
+		return "", faultf(RulePin, "sha256/ and the base64 SHA-256 of the public key", "%q is not a pin", s)
+	}
+	return s, nil
+}
+
+func readMailboxFile(s string) (string, *fault) {
+	switch strings.ToLower(filepath.Ext(s)) {
+	case ".yaml", ".yml", ".csv":
+		return s, nil
+	}
+	return "", faultf(RuleMailboxesFile, "a file whose name ends in .yaml, .yml or .csv", "the name of %q does not tell its format", s)
+}
+
+// vdirPaths are the virtual directories that have a name, and their paths in canonical (lower) case.
+var vdirPaths = map[string]string{
+	"owa":               "/owa",
+	"ecp":               "/ecp",
+	"ews":               "/ews",
+	"mapi":              "/mapi",
+	"rpc":               "/rpc",
+	"rpcwithcert":       "/rpcwithcert",
+	"oab":               "/oab",
+	"autodiscover":      "/autodiscover",
+	"activesync":        "/microsoft-server-activesync",
+	"powershell":        "/powershell",
+	"powershell-liveid": "/powershell-liveid",
+	"api":               "/api",
+	"publicfolder":      "/publicfolder",
+	"publicfolders":     "/publicfolders",
+	"unifiedmessaging":  "/unifiedmessaging",
+}
+
+// vdirAlias is the other name administrators use for ActiveSync: that of its directory in IIS.
+const vdirAlias = "microsoft-server-activesync"
+
+// readVdir reads a key of virtual_directories: a name in lower case, or a path prefix in lower case. IIS compares
+// paths without regard to case, so two prefixes that differ in nothing else are one.
+func readVdir(s string) (string, *fault) {
+	lower := strings.ToLower(s)
+	if !strings.HasPrefix(s, "/") {
+		if lower == vdirAlias {
+			lower = "activesync"
+		}
+		if _, ok := vdirPaths[lower]; ok {
+			return lower, nil
+		}
+		want := "one of " + strings.Join(slices.Sorted(maps.Keys(vdirPaths)), ", ") + ", or a path that begins with /"
+		return "", faultf(RuleVdirName, didYouMean(lower, maps.Keys(vdirPaths), want), "there is no virtual directory %q", s)
+	}
+	bad := func(why string) (string, *fault) {
+		return "", faultf(RuleVdirPath, "a path such as /custom/app, as it is after every decoding", "%q %s", s, why)
+	}
+	if s == "/" {
+		return "", faultf(RuleVdirPath, "the paths that are to be reached, one by one", `"/" would publish everything the server has`)
+	}
+	if strings.HasSuffix(s, "/") {
+		return bad("ends in /; a prefix matches what is below it anyway")
+	}
+	for _, c := range s {
+		if c <= ' ' || c >= 0x7f || strings.ContainsRune(`%;\?#"<>^{|}`+"`", c) {
+			return bad(fmt.Sprintf("holds %q, which does not stand for itself in a path", c))
+		}
+	}
+	for segment := range strings.SplitSeq(s[1:], "/") {
+		switch segment {
+		case "":
+			return bad("holds //")
+		case ".", "..":
+			return bad("holds " + segment + " as a segment")
+		}
+		// IIS drops dots at the end of a segment.
+		if strings.HasSuffix(segment, ".") {
+			return bad("holds a segment that ends in a dot")
+		}
+	}
+	return lower, nil
+}
+
+func readDuration(s string) (time.Duration, *fault) {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, faultf(RuleDuration, "a duration such as 10s, 5m or 1h30m", "%q is not a duration", s)
+	}
+	if d <= 0 {
+		return 0, faultf(RuleDuration, "a duration above zero, such as 10s", "%s leaves no time at all", s)
+	}
+	return d, nil
+}
+
+func readPrefix(s string) (netip.Prefix, *fault) {
+	const want = "a network such as 10.0.0.0/8 or 2001:db8::/32, or one address"
+	if ip, err := netip.ParseAddr(s); err == nil && ip.Zone() == "" {
+		if ip.Is4In6() {
+			return netip.Prefix{}, faultf(RulePrefix, ip.Unmap().String(), "%q is an IPv4 address in IPv6 dress", s)
+		}
+		return netip.PrefixFrom(ip, ip.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return p, faultf(RulePrefix, want, "%q is not a network", s)
+	case p.Addr().Is4In6():
+		return p, faultf(RulePrefix, want, "%q is an IPv4 network in IPv6 dress", s)
+	case p != p.Masked():
+		return p, faultf(RulePrefix, p.Masked().String()+", or "+p.Addr().String()+" for the one address", "%q is an address, not the beginning of a network", s)
+	}
+	return p, nil
+}
