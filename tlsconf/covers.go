@@ -1,0 +1,90 @@
+package tlsconf
+
+import (
+	"crypto/x509"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"golang.org/x/net/idna"
+)
+
+// Covers reports whether leaf is good for the host name: an equal subject alternative name, or a wildcard that stands for
+// exactly one label (RFC 9525 section 6.3). Letter case and a trailing dot do not matter; an internationalised name may be
+// given in either form; an IP address needs an address SAN. The common name does not count. A nil leaf covers nothing.
+func Covers(leaf *x509.Certificate, name string) bool {
+	if leaf == nil {
+		return false
+	}
+	name = strings.TrimSuffix(name, ".")
+	if _, err := netip.ParseAddr(name); err != nil {
+		if ascii, err := idna.Lookup.ToASCII(name); err == nil {
+			name = ascii
+		}
+	}
+	return name != "" && leaf.VerifyHostname(name) == nil
+}
+
+// Inspect returns what clients will dislike about a certificate, one sentence each, worst first: not valid at the given
+// time, no SAN, names it does not cover, an issuer that is missing. chain is the leaf and its intermediates in order;
+// names are the hosts that show it..
+func Inspect(chain []*x509.Certificate, names []string, now time.Time) []string {
+	var out []string
+	warn := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	for i, c := range chain {
+		what := "the certificate"
+		if i > 0 {
+			what = fmt.Sprintf("the intermediate certificate %q", displayName(c))
+		}
+		switch {
+		case now.After(c.NotAfter):
+			warn("%s expired on %s", what, c.NotAfter.UTC().Format(time.DateOnly))
+		case now.Before(c.NotBefore):
+			warn("%s is not valid before %s", what, c.NotBefore.UTC().Format(time.DateTime))
+		}
+	}
+	leaf := chain[0]
+	if len(leaf.DNSNames) == 0 && len(leaf.IPAddresses) == 0 {
+		warn("the certificate has no subject alternative name, and clients do not look at the common name %q", leaf.Subject.CommonName)
+	} else {
+		for _, name := range names {
+			if !Covers(leaf, name) {
+				warn("the certificate does not cover %s, only %s", name, strings.Join(sanNames(leaf), ", "))
+			}
+		}
+	}
+	if len(chain) == 1 && !selfIssued(leaf) {
+		// Issued by a root directly is fine if clients have that root; mostly it is a forgotten intermediate.
+		_, err := leaf.Verify(x509.VerifyOptions{CurrentTime: leaf.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+		if err != nil {
+			warn("the chain ends at the certificate itself, and its issuer %q is no root known here: intermediate certificates missing?", issuerName(leaf))
+		}
+	}
+	return out
+}
+
+func selfIssued(c *x509.Certificate) bool { return string(c.RawSubject) == string(c.RawIssuer) }
+
+// sanNames are the names a certificate is for, DNS names first.
+func sanNames(c *x509.Certificate) []string {
+	names := append([]string(nil), c.DNSNames...)
+	for _, ip := range c.IPAddresses {
+		names = append(names, ip.String())
+	}
+	return names
+}
+
+func displayName(c *x509.Certificate) string {
+	if c.Subject.CommonName != "" {
+		return c.Subject.CommonName
+	}
+	return c.Subject.String()
+}
+
+func issuerName(c *x509.Certificate) string {
+	if c.Issuer.CommonName != "" {
+		return c.Issuer.CommonName
+	}
+	return c.Issuer.String()
+}

@@ -1,0 +1,11 @@
+// Package tlsconf is about the certificates the front door shows: where they come from ([Source]), which versions and
+// suites go with them ([ServerConfig]) and which names they are good for ([Covers]).
+//
+// A Source belongs to one host, or to several with one certificate. It is made once, swaps its certificate by itself and
+// never stops serving a good one because a newer one is broken:
+//
+//	files       PEM chain and key, watched for changes      NewFiles
+//	self-signed what Exchange set-up makes, renewed         NewSelfSigned
+//
+// Other origins (PFX, ACME) are further Sources; nothing outside this package learns which one a host has.
+package tlsconf
