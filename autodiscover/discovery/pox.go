@@ -61,7 +61,7 @@ func readAnswer(p *Profile, body []byte) (*Answer, error) {
 		return nil, fmt.Errorf("the answer is <%s>, not an Autodiscover document", root.Tag)
 	}
 	if p.StrictNamespaces && root.NamespaceURI() != nsFrame {
-		return nil, fmt.Errorf("Autodiscover is in the namespace %q, expected %q", root.NamespaceURI(), nsFrame) //nolint:staticcheck // begins with the element's name
+		return nil, fmt.Errorf("the root is in the namespace %q, expected %q", root.NamespaceURI(), nsFrame)
 	}
 	resp := root.SelectElement("Response")
 	if resp == nil {
@@ -76,7 +76,7 @@ func readAnswer(p *Profile, body []byte) (*Answer, error) {
 			allowed = []string{nsMobile}
 		}
 		if !slices.Contains(allowed, resp.NamespaceURI()) {
-			return nil, fmt.Errorf("Response is in the namespace %q, expected %q", resp.NamespaceURI(), allowed[0]) //nolint:staticcheck // begins with the element's name
+			return nil, fmt.Errorf("the Response is in the namespace %q, expected %q", resp.NamespaceURI(), allowed[0])
 		}
 	}
 	if p.Schema == SchemaMobileSync {

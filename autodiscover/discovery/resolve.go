@@ -92,6 +92,7 @@ func (r *resolver) chase(ctx context.Context, host string, qtype uint16) ([]neti
 			return nil, records, err
 		}
 		var addrs []netip.Addr
+		asked := name
 		for range msg.Answer { // CNAMEs may come in any order
 			for _, rr := range msg.Answer {
 				if c, ok := rr.(*dns.CNAME); ok && strings.EqualFold(c.Hdr.Name, name) {
@@ -103,7 +104,6 @@ func (r *resolver) chase(ctx context.Context, host string, qtype uint16) ([]neti
 				}
 			}
 		}
-		asked := msg.Question[0].Name
 		for _, rr := range msg.Answer {
 			if !strings.EqualFold(rr.Header().Name, name) {
 				continue
@@ -128,7 +128,7 @@ func (r *resolver) chase(ctx context.Context, host string, qtype uint16) ([]neti
 		if err := answerError(msg, name); err != nil {
 			return nil, records, err
 		}
-		if strings.EqualFold(asked, name) {
+		if name == asked {
 			return nil, records, nil
 		}
 	}

@@ -104,6 +104,9 @@ func (w *Walker) walk(ctx context.Context, t *Trace, address string) error {
 	if k.telling != nil {
 		t.FailedAt, t.Why = k.telling.What, k.telling.Why
 	}
+	if ctx.Err() != nil {
+		t.FailedAt, t.Why = cmp.Or(t.FailedAt, "start"), over(ctx)
+	}
 	return nil
 }
 
@@ -175,6 +178,7 @@ func (k *walk) post(ctx context.Context, step *Step, u *url.URL, address string,
 		return false
 	}
 	tr = append(slices.Clone(tr), key(u, address))
+	// What a server says over verified TLS is followed in silence; [DISCO] 3.1.5.4 warns of what plain HTTP says.
 	body, err := writeRequest(p.Schema, address)
 	if err != nil {
 		step.Why = err.Error()
@@ -206,7 +210,10 @@ func (k *walk) post(ctx context.Context, step *Step, u *url.URL, address string,
 	switch a.Action {
 	case actionError:
 		step.weight = 4
-		step.Why = strings.TrimSuffix(fmt.Sprintf("the server answers with ErrorCode %d: %s", a.ErrorCode, a.Message), ": ")
+		step.Why = "the server answers with an Error: " + a.Message
+		if a.ErrorCode != 0 {
+			step.Why = fmt.Sprintf("the server answers with ErrorCode %d: %s", a.ErrorCode, a.Message)
+		}
 		return false
 	case actionURL:
 		return k.redirect(ctx, step, u, &reply{status: http.StatusOK, header: http.Header{"Location": {a.RedirectTo}}}, ConsentNever, address, "", tr, nil)

@@ -475,13 +475,21 @@ func TestUselessAnswers(t *testing.T) {
 	f("outlook-2007", settingsDoc()+"<again/>", "the answer is not one XML document")
 	f("outlook-2007", settingsDoc()+"tail", "the answer has text outside its root")
 	f("outlook-2007", strings.ReplaceAll(settingsDoc(), "http://schemas.microsoft.com/exchange/autodiscover/responseschema", "https://schemas.microsoft.com/exchange/autodiscover/responseschema"),
-		`Autodiscover is in the namespace "https://schemas.microsoft.com/exchange/autodiscover/responseschema/2006", expected "http://schemas.microsoft.com/exchange/autodiscover/responseschema/2006"`)
+		`the root is in the namespace "https://schemas.microsoft.com/exchange/autodiscover/responseschema/2006", expected "http://schemas.microsoft.com/exchange/autodiscover/responseschema/2006"`)
+	f("outlook-2007", strings.ReplaceAll(settingsDoc(), "2006a", "2007"),
+		`the Response is in the namespace "http://schemas.microsoft.com/exchange/autodiscover/outlook/responseschema/2007", expected "http://schemas.microsoft.com/exchange/autodiscover/outlook/responseschema/2006a"`)
+	f("outlook-2007", outlookDoc(`<Action>redirectUrl</Action>`), "the answer says redirectUrl but not where to")
+	f("outlook-2007", outlookDoc(`<Action>dance</Action>`), `the answer has the unknown Action "dance"`)
+	f("outlook-2007", outlookDoc(`<Action>settings</Action>`), "the answer has no protocol, the client needs EXPR or POP3 or IMAP")
+	f("outlook-2007", outlookDoc(`<Action>settings</Action><Protocol><Server>x</Server></Protocol>`), "the answer has a Protocol without Type")
 	f("outlook-2007", outlookDoc(`<Action>settings</Action><Protocol Type="mapiHttp" Version="1"><MailStore><ExternalUrl>https://mail.contoso.com/mapi</ExternalUrl></MailStore></Protocol>`),
 		"the answer has mapiHttp, the client needs EXPR or POP3 or IMAP")
 	f("outlook-2016", outlookDoc(`<Action>settings</Action><Protocol><Type>IMAP</Type></Protocol><Protocol><Type>SMTP</Type></Protocol>`),
 		"the answer has IMAP, SMTP, the client needs mapiHttp or EXHTTP or EXPR or EXCH")
 	f("outlook-2007", errorDoc(500, "The email address can't be found."), "the server answers with ErrorCode 500: The email address can't be found.")
 	f("activesync", errorDoc(601, "Provider is not available"), "the server answers with ErrorCode 601: Provider is not available")
+	f("activesync", strings.ReplaceAll(strings.ReplaceAll(mobileDoc(""), "<Settings>", "<Error><Status>2</Status><Message>No such mailbox</Message></Error>"), "<Server></Server></Settings>", ""),
+		"the server answers with an Error: No such mailbox")
 	f("activesync", mobileDoc(`<Url>https://mail.contoso.com/x</Url><Type>MobileSync</Type>`), "the answer has no Url after Type MobileSync") // gotcha 28
 	f("activesync", mobileDoc(`<Type>CertEnroll</Type><Url>https://pki.contoso.com/</Url>`), "the answer has CertEnroll, the client needs MobileSync")
 }
@@ -621,6 +629,32 @@ func TestCredentialsStay(t *testing.T) {
 		if !strings.HasSuffix(q, " contoso.com.") {
 			t.Errorf("asked DNS for %s", q)
 		}
+	}
+}
+
+// A profile that would post over plain HTTP, as some clients do for an SRV record on port 80, is not followed there.
+func TestNothingPostedInTheClear(t *testing.T) {
+	w := newWorld(t)
+	w.http(basicPOX("pat@contoso.com", mobileDoc(mobileServer)), "contoso.com")
+	wk := w.walker("activesync")
+	wk.Profile.Stages = []Stage{{Kind: KindPost, Name: "plain", Method: http.MethodPost, URL: "http://{domain}/autodiscover/autodiscover.xml"}}
+	tr := walk1(wk, "pat@contoso.com")
+	w.want()
+	if tr.Why != "the target is not https: nothing is posted in the clear" {
+		t.Errorf("why %q", tr.Why)
+	}
+}
+
+// A client that does not follow RedirectAddr stays where it is.
+func TestAddressRedirectNotFollowed(t *testing.T) {
+	w := newWorld(t)
+	w.tls(answer(outlookDoc(`<Action>redirectAddr</Action><RedirectAddr>pat@fabrikam.example</RedirectAddr>`)), "contoso.com")
+	wk := w.walker("outlook-2007")
+	wk.Profile.FollowAddress = false
+	tr := walk1(wk, "pat@contoso.com")
+	w.want("POST https://contoso.com/autodiscover/autodiscover.xml")
+	if s := find(t, tr, KindRedirect, "start over"); s.Why != "the client does not follow address redirects" {
+		t.Errorf("why %q", s.Why)
 	}
 }
 
