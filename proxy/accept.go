@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -82,6 +83,13 @@ func (s *Server) serveConn(c *clientConn, handle func(context.Context, *clientCo
 	id := s.connIDs.Add(1)
 	c.log = s.log.With().Uint64("conn", id).Logger()
 	defer c.conn.Close()
+	defer func() {
+		// A fault of ours ends the connection it shows on, not the others.
+		if p := recover(); p != nil {
+			c.log.Error().Interface("panic", p).Bytes("stack", debug.Stack()).Msg("connection ended by a fault in the program")
+			c.abort()
+		}
+	}()
 	c.conn.SetDeadline(c.event.start.Add(s.opts.HelloTimeout))
 	err := s.takeProxyHeader(c)
 	if err == nil {

@@ -162,6 +162,8 @@ func (h *requestHead) parseTarget(target []byte) error {
 		}
 	}
 	switch {
+	case len(target) == 0:
+		return malformed("empty request target")
 	case target[0] == '/':
 		h.target = string(target)
 		return nil

@@ -91,7 +91,7 @@ var (
 func readHello(c *peekedConn) (hello, error) {
 	first, err := c.peek(1)
 	if err != nil {
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return hello{}, io.EOF // a port check, not a broken client
 		}
 		return hello{}, fmt.Errorf("read ClientHello: %w", err)
@@ -157,7 +157,7 @@ func peekHello(c *peekedConn, n int) ([]byte, error) {
 		return nil, errHelloTooLong
 	}
 	b, err := c.peek(n)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil {

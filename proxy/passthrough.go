@@ -202,7 +202,7 @@ func copyDirection(dst, src net.Conn, idle time.Duration) (int64, error) {
 			}
 		}
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return total, nil
 		case !errors.Is(err, os.ErrDeadlineExceeded):
 			return total, err
@@ -226,7 +226,7 @@ func copyBuffered(dst io.Writer, src io.Reader, limit int64) (total int64, eof b
 				return total, false, writeError{err}
 			}
 		}
-		if readErr == io.EOF {
+		if errors.Is(readErr, io.EOF) {
 			return total, true, nil
 		}
 		if readErr != nil {

@@ -445,7 +445,7 @@ func TestPassthroughSlowReader(t *testing.T) {
 		r := stream(8, size)
 		for {
 			n, err := r.Read(buf)
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				done <- backend.CloseWrite()
 				return
 			}

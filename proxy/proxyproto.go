@@ -84,10 +84,10 @@ func peekProxy(c *peekedConn, n int) ([]byte, error) {
 	if err == nil {
 		return b, nil
 	}
-	if err == io.EOF && len(b) > 0 {
+	if errors.Is(err, io.EOF) && len(b) > 0 {
 		err = io.ErrUnexpectedEOF
 	}
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return nil, io.EOF // closed without a byte
 	}
 	return nil, fmt.Errorf("read PROXY header: %w", err)

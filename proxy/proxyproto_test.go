@@ -157,7 +157,7 @@ func TestProxyHeaderCutOff(t *testing.T) {
 			t.Errorf("%q: %v, want unexpected EOF", data, err)
 		}
 	}
-	if _, _, err := readProxyHeader(newPeekedConn(&scriptedConn{r: strings.NewReader("")})); err != io.EOF {
+	if _, _, err := readProxyHeader(newPeekedConn(&scriptedConn{r: strings.NewReader("")})); !errors.Is(err, io.EOF) {
 		t.Errorf("no byte at all: %v, want EOF", err)
 	}
 }
