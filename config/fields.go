@@ -166,3 +166,15 @@ func meanings() map[string]string {
 	})
 	return out
 }
+
+// meaningOf is what a field means. For a value that may be one of several words instead of keys, it says what the
+// words mean, too.
+func meaningOf(all map[string]string, parent reflect.Type, f field) string {
+	meaning := all[parent.Name()+"."+f.name]
+	if t := deref(f.typ); isStruct(t) {
+		if word, ok := withForm(fieldsOf(t), "scalar"); ok && word.key == "" && word.enum != nil {
+			meaning += " " + all[t.Name()+"."+word.name]
+		}
+	}
+	return meaning
+}

@@ -70,7 +70,7 @@ type ACME struct {
 	// The directory URL of the issuer. Without it: Let's Encrypt.
 	Directory string `yaml:"directory" kind:"https" example:"https://acme.contoso.com/directory"`
 	// CA certificates (PEM) that vouch for the directory, for a private ACME server.
-	DirectoryCA string `yaml:"directory_ca" example:"acme-ca.pem"`
+	DirectoryCA string `yaml:"directory_ca" kind:"file" example:"acme-ca.pem"`
 	// The challenges that may be used.
 	Challenges []string `yaml:"challenges" enum:"tls-alpn-01,http-01,dns-01" default:"[tls-alpn-01, http-01]"`
 	// How dns-01 writes its records: DNS updates (RFC 2136) signed with TSIG (RFC 8945).
@@ -90,7 +90,7 @@ type ACMEDNS struct {
 	// The name of the TSIG key.
 	TSIGName string `yaml:"tsig_name" example:"autodgate"`
 	// A file that holds the secret of the TSIG key, in base64.
-	TSIGSecretFile string `yaml:"tsig_secret_file" example:"tsig.secret"`
+	TSIGSecretFile string `yaml:"tsig_secret_file" kind:"file" example:"tsig.secret"`
 }
 
 // ACMEEAB is an external account binding.
@@ -98,7 +98,7 @@ type ACMEEAB struct {
 	// The key identifier the issuer gave out.
 	KeyID string `yaml:"key_id" required:"true" example:"kid-1"`
 	// A file that holds the HMAC key the issuer gave out, in base64url.
-	HMACKeyFile string `yaml:"hmac_key_file" required:"true" example:"eab.key"`
+	HMACKeyFile string `yaml:"hmac_key_file" kind:"file" required:"true" example:"eab.key"`
 }
 
 // ACMEFallback is a second issuer.
@@ -106,15 +106,15 @@ type ACMEFallback struct {
 	// The directory URL of the second issuer.
 	Directory string `yaml:"directory" kind:"https" required:"true" example:"https://acme2.contoso.com/directory"`
 	// CA certificates (PEM) that vouch for that directory.
-	DirectoryCA string `yaml:"directory_ca" example:"acme2-ca.pem"`
+	DirectoryCA string `yaml:"directory_ca" kind:"file" example:"acme2-ca.pem"`
 	// External account binding at the second issuer.
-	EAB *ACMEEAB `yaml:"eab"`
+	EAB *ACMEEAB `yaml:"eab" example:"{key_id: kid-2, hmac_key_file: eab2.key}"`
 }
 
 // Host is one public name. Exactly one of Site, Passthrough, Redirect and Answer is set; Mode says which.
 type Host struct {
 	// Bridge: decrypt, pick the virtual directory, re-encrypt to this site.
-	Site string `yaml:"site" example:"hq"`
+	Site string `yaml:"site" kind:"site" example:"hq"`
 	// Do not decrypt: hand the connection to a site, or to one of these backends, byte for byte.
 	Passthrough *Passthrough `yaml:"passthrough" example:"hq"`
 	// The redirect site: Autodiscover requests get a 302 to this host name.
@@ -142,16 +142,16 @@ type Host struct {
 
 // Certificate is where a certificate comes from: Source, or the files of one of two forms.
 type Certificate struct {
-	// acme (certmagic), autocert (one node, no options), or self_signed as Exchange set-up makes it.
+	// `acme` (certmagic), `autocert` (one node, no options), or `self_signed` as Exchange set-up makes it.
 	Source string `form:"scalar" enum:"acme,autocert,self_signed"`
 	// The certificate and its chain, PEM.
-	Cert string `yaml:"cert" example:"mail.pem"`
+	Cert string `yaml:"cert" kind:"file" example:"mail.pem"`
 	// Its private key, PEM.
-	Key string `yaml:"key" example:"mail.key"`
+	Key string `yaml:"key" kind:"file" example:"mail.key"`
 	// Certificate, chain and key in one PKCS #12 file, as exported by Exchange.
-	PFX string `yaml:"pfx" example:"mail.pfx"`
+	PFX string `yaml:"pfx" kind:"file" example:"mail.pfx"`
 	// A file that holds the password of the PFX. Without it the password is empty.
-	PasswordFile string `yaml:"password_file" example:"pfx.pass"`
+	PasswordFile string `yaml:"password_file" kind:"file" example:"pfx.pass"`
 }
 
 // TLS is which TLS the clients of a host may speak.
@@ -164,7 +164,7 @@ type TLS struct {
 
 // VirtualDirectory is what the outside may do with one virtual directory or path prefix.
 type VirtualDirectory struct {
-	// publish it to everybody, keep it internal (only internal_networks), or deny it.
+	// `publish` it to everybody, keep it `internal` (only internal_networks), or `deny` it.
 	Access string `yaml:"access" form:"scalar" enum:"publish,internal,deny" example:"publish"`
 	// Let requests with `Upgrade` (WebSocket) through.
 	Upgrade bool `yaml:"upgrade" default:"false"`
@@ -175,7 +175,7 @@ type VirtualDirectory struct {
 // Passthrough is where a connection goes that is not decrypted: to a site's servers, or to the listed backends.
 type Passthrough struct {
 	// The site whose servers get the connection.
-	Site string `form:"scalar"`
+	Site string `form:"scalar" kind:"site"`
 	// The backends that get the connection, as host:port.
 	Backends []string `form:"sequence" kind:"hostport"`
 }
@@ -213,8 +213,8 @@ type Site struct {
 	ServerName string `yaml:"server_name" kind:"host" example:"mail.contoso.com"`
 	// The Exchange version: presets for affinity, health pages and timeouts.
 	Exchange string `yaml:"exchange" enum:"2007,2010,2013,2016,2019,SE" example:"\"2019\""`
-	// Exchange's channel binding. It needs the same certificate on both sides: auto warns when they differ,
-	// required refuses.
+	// Exchange's channel binding. It needs the same certificate on both sides: `auto` warns when they differ,
+	// `required` refuses.
 	ExtendedProtection string `yaml:"extended_protection" enum:"off,auto,required" default:"off"`
 	// Send requests on in clear. The servers are then http:// URLs.
 	Offload bool `yaml:"offload" default:"false"`
@@ -232,17 +232,17 @@ type Server struct {
 
 // Trust is what a server's certificate is held against.
 type Trust struct {
-	// verify against the system's CAs, or remember the certificate seen at first_use.
+	// `verify` against the CAs of the system, or remember the certificate seen at `first_use`.
 	Mode string `form:"scalar" enum:"verify,first_use"`
 	// Verify against the CA certificates (PEM) in this file instead of the system's.
-	CA string `yaml:"ca" example:"internal-ca.pem"`
+	CA string `yaml:"ca" kind:"file" example:"internal-ca.pem"`
 	// Accept exactly these keys: sha256/ and the base64 SHA-256 of the public key.
 	Pin []string `yaml:"pin" kind:"pin" example:"[\"sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"]"`
 }
 
 // Domain is how Autodiscover answers for one mail domain.
 type Domain struct {
-	// answer it ourselves, bridge the question to the site's servers, or redirect it to another address or URL.
+	// `answer` it ourselves, `bridge` the question to the servers of a site, or `redirect` it to another address or URL.
 	Autodiscover string `yaml:"autodiscover" enum:"answer,bridge,redirect" required:"true" example:"answer"`
 	// Where EWS, OAB, OWA, MAPI and ActiveSync are published.
 	ExternalURL string `yaml:"external_url" kind:"origin" example:"https://mail.contoso.com"`
@@ -251,7 +251,7 @@ type Domain struct {
 	// AuthPackage in POX answers. Without it the element is left out.
 	AuthPackage string `yaml:"auth_package" enum:"basic,kerb,kerbntlm,ntlm,certificate,negotiate,anonymous" example:"basic"`
 	// With bridge: the site that is asked. Needed when there is more than one.
-	Site string `yaml:"site" example:"hq"`
+	Site string `yaml:"site" kind:"site" example:"hq"`
 	// With redirect: ask again for this address. "@domain" keeps the part before the @.
 	RedirectAddr string `yaml:"redirect_addr" kind:"redirectaddr" example:"\"@contoso.com\""`
 	// With redirect: ask again at this URL.
@@ -261,7 +261,7 @@ type Domain struct {
 // Redirects is the redirect site for many domains.
 type Redirects struct {
 	// The domains, one a line.
-	File string `yaml:"file" required:"true" example:"domains.txt"`
+	File string `yaml:"file" kind:"file" required:"true" example:"domains.txt"`
 	// The host name they are all redirected to.
 	Target string `yaml:"target" kind:"host" required:"true" example:"mail.contoso.com"`
 }
@@ -283,9 +283,9 @@ type LDAP struct {
 	// The account that searches.
 	BindDN string `yaml:"bind_dn" example:"\"CN=autodgate,CN=Users,DC=contoso,DC=local\""`
 	// A file that holds its password.
-	PasswordFile string `yaml:"password_file" example:"ldap.pass"`
+	PasswordFile string `yaml:"password_file" kind:"file" example:"ldap.pass"`
 	// CA certificates (PEM) that vouch for the server.
-	CA string `yaml:"ca" example:"internal-ca.pem"`
+	CA string `yaml:"ca" kind:"file" example:"internal-ca.pem"`
 }
 
 // Limits is how long to wait, and how much to bear.
@@ -318,6 +318,6 @@ type FailedLogins struct {
 type Log struct {
 	// The least important level that is written. Mailbox addresses appear at debug only.
 	Level string `yaml:"level" enum:"trace,debug,info,warn,error" default:"info"`
-	// json, one object a line, or console, for people.
+	// `json`, one object a line, or `console`, for people.
 	Format string `yaml:"format" enum:"json,console" default:"json"`
 }

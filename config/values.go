@@ -40,7 +40,8 @@ type kind struct {
 var kinds = map[string]kind{
 	"host":         {read: readHost, about: "host name", format: "idn-hostname"},
 	"domain":       {read: readHost, about: "domain", format: "idn-hostname"},
-	"site":         {read: readPlain, about: "name"},
+	"site":         {read: readPlain, about: "site"},
+	"file":         {read: readPlain, about: "file"},
 	"vdir":         {read: readVdir, about: "virtual directory"},
 	"listen":       {read: readListen, about: "address"},
 	"hostport":     {read: readHostPort, about: "host:port", pattern: `^.+:[0-9]+$`},
