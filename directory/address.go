@@ -126,10 +126,10 @@ func foldCase(s string) string {
 	return norm.NFC.String(strings.ToLower(norm.NFC.String(s)))
 }
 
-// normalizeLogin returns the form in which a user name is looked up: without
+// NormalizeLogin returns the form in which a user name is looked up: without
 // DOMAIN\, without regard to letter case, and with the domain of an address in
 // A-labels. It accepts anything; what is no address stays as it is.
-func normalizeLogin(name string) string {
+func NormalizeLogin(name string) string {
 	if i := strings.LastIndexByte(name, '\\'); i >= 0 {
 		name = name[i+1:]
 	}

@@ -185,7 +185,7 @@ func (b *builder) add(line int, m Mailbox) {
 		b.claim("legacy_dn", foldCase(e.LegacyDN), b.ix.byDN, e)
 		b.claim("mailbox_guid", e.MailboxGUID, b.ix.byGUID, e)
 	}
-	if login := normalizeLogin(m.Login); login != "" && e.password != nil {
+	if login := NormalizeLogin(m.Login); login != "" && e.password != nil {
 		b.ix.byLogin[login] = append(b.ix.byLogin[login], e)
 	} else if m.Login != "" && login == "" {
 		b.problem(line, "login has nothing after the last backslash")

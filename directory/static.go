@@ -239,7 +239,7 @@ func found(e *entry) (*Mailbox, error) {
 // the first whose password fits is the one.
 func (s *Static) Authenticate(ctx context.Context, name, password string) (*Mailbox, error) {
 	ix := s.index.Load()
-	name = normalizeLogin(name)
+	name = NormalizeLogin(name)
 	group := ix.candidates(name)
 	known := len(group) > 0
 	if !known && len(ix.loginable) > 0 {
@@ -249,7 +249,7 @@ func (s *Static) Authenticate(ctx context.Context, name, password string) (*Mail
 		h := maphash.String(s.seed, name)
 		stand := ix.loginable[h%uint64(len(ix.loginable))]
 		group = ix.candidates(stand.Address)
-		if shared := ix.candidates(normalizeLogin(stand.Login)); h>>63 == 1 && len(shared) > 0 {
+		if shared := ix.candidates(NormalizeLogin(stand.Login)); h>>63 == 1 && len(shared) > 0 {
 			group = shared
 		}
 	}

@@ -1,0 +1,23 @@
+// Package autodiscover answers Autodiscover: it is the server that mail clients
+// ask "here is my address, where is everything?".
+//
+// A request takes four steps, and each is a file:
+//
+//	login.go      who is asking: Basic, throttled (throttle.go), 401 before
+//	              anything of the body is read
+//	pox.go        what is asked: the XML request, checked token by token
+//	resolve.go    what the answer is: settings, a redirect, or an error code;
+//	              knows nothing of HTTP or XML
+//	outlook.go    the answer as an Outlook document; errors.go the error document
+//
+// handler.go strings them together as an [http.Handler]; model.go holds what
+// resolve says and what the clients are told. A further dialect brings its own
+// request reader and its own renderer and shares login, resolve and model.
+//
+// Every POX answer is HTTP 200, errors too: to a client any other status means
+// that there is no Autodiscover at this address and that it should look
+// elsewhere. The exceptions are 401, 405, 413, 415 and 429.
+//
+// Sources: [MS-OXDSCLI] for the documents; the habits of clients named in the
+// comments were read from their code or seen on the wire.
+package autodiscover

@@ -1,0 +1,202 @@
+package autodiscover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/autodgate/autodgate/directory"
+)
+
+type clock struct{ t atomic.Int64 }
+
+func (c *clock) now() time.Time          { return time.Unix(0, c.t.Load()).Add(1_000_000 * time.Hour) }
+func (c *clock) advance(d time.Duration) { c.t.Add(int64(d)) }
+
+func TestFailedLoginsPerUser(t *testing.T) {
+	o, c := testOptions(t), &clock{}
+	o.Now = c.now
+	h := NewHandler(o)
+	try := func(name, password, source string) answer {
+		return do(h, request(ask("pat@contoso.com"), name, password, from(source)))
+	}
+	status := func(want int, name, password, source string) {
+		t.Helper()
+		if a := try(name, password, source); a.status != want {
+			t.Errorf("%s/%s: %d, want %d", name, password, a.status, want)
+		}
+	}
+	// Every spelling of a name counts together, from everywhere.
+	for i, name := range []string{"pat@contoso.com", "PAT@contoso.com", `X\pat@contoso.com`, "pat@fabrikam.example"} {
+		status(401, name, "wrong", fmt.Sprintf("192.0.2.%d:1", i))
+		status(401, name, "wrong", fmt.Sprintf("192.0.2.%d:1", i))
+	}
+	a := try("pat@contoso.com", "secret", "203.0.113.9:1")
+	if a.status != 429 || a.header.Get("Retry-After") != "900" {
+		t.Errorf("ninth attempt: %d, Retry-After %q; want 429, 900", a.status, a.header.Get("Retry-After"))
+	}
+	// A name that does not exist is treated alike.
+	for range 8 {
+		status(401, "nobody@contoso.com", "wrong", "192.0.2.77:1")
+	}
+	status(429, "nobody@contoso.com", "wrong", "192.0.2.78:1")
+	status(200, "lee@contoso.com", "lee's", "192.0.2.77:1")
+	isChallenge(t, do(h, request("", "", "", from("192.0.2.77:1"))))
+
+	c.advance(15*time.Minute - time.Second)
+	if a := try("pat@contoso.com", "secret", "203.0.113.9:1"); a.header.Get("Retry-After") != "1" {
+		t.Errorf("Retry-After %q, want 1", a.header.Get("Retry-After"))
+	}
+	c.advance(time.Second)
+	for range 7 {
+		status(401, "pat@contoso.com", "wrong", "192.0.2.1:1")
+	}
+	status(200, "pat@contoso.com", "secret", "192.0.2.1:1") // resets the user
+	for range 8 {
+		status(401, "pat@contoso.com", "wrong", "192.0.2.1:1")
+	}
+	status(429, "pat@contoso.com", "secret", "192.0.2.1:1")
+}
+
+func TestFailedLoginsPerSource(t *testing.T) {
+	o, c := testOptions(t), &clock{}
+	o.Now = c.now
+	h := NewHandler(o)
+	for i := range 100 {
+		source := fmt.Sprintf("[2001:db8::%x]:1", i) // one /64
+		if a := do(h, request("", fmt.Sprintf("u%d@contoso.com", i), "x", from(source))); a.status != 401 {
+			t.Fatalf("attempt %d: %d", i, a.status)
+		}
+		// A right login in between does not give the source new tries.
+		if a := do(h, request("", "lee@contoso.com", "lee's", from(source))); i < 99 && a.status != 200 {
+			t.Fatalf("right login after attempt %d: %d", i, a.status)
+		}
+	}
+	if a := do(h, request("", "lee@contoso.com", "lee's", from("[2001:db8::ffff]:1"))); a.status != 429 {
+		t.Errorf("the source is not shut out: %d", a.status)
+	}
+	isChallenge(t, do(h, request("", "", "", from("[2001:db8::ffff]:1"))))
+	if a := do(h, request("", "lee@contoso.com", "lee's", from("[2001:db8:0:1::1]:1"))); a.status != 200 {
+		t.Errorf("another /64 is shut out: %d", a.status)
+	}
+}
+
+func TestLimitsCanBeSwitchedOff(t *testing.T) {
+	o := testOptions(t)
+	o.Throttle = Limits{PerUser: -1, PerSource: -1}
+	h := NewHandler(o)
+	for range 150 {
+		isChallenge(t, do(h, request("", "pat@contoso.com", "wrong")))
+	}
+}
+
+// slowDirectory takes a second for every login.
+type slowDirectory struct {
+	directory.Directory
+	calls, most, running atomic.Int32
+}
+
+func (s *slowDirectory) Authenticate(ctx context.Context, name, password string) (*directory.Mailbox, error) {
+	s.calls.Add(1)
+	n := s.running.Add(1)
+	defer s.running.Add(-1)
+	for m := s.most.Load(); n > m && !s.most.CompareAndSwap(m, n); m = s.most.Load() {
+	}
+	time.Sleep(time.Second)
+	return s.Directory.Authenticate(ctx, name, password)
+}
+
+func TestABurstCannotOutrunTheCount(t *testing.T) {
+	burst := func(t *testing.T, password string) (*slowDirectory, map[int]int) {
+		o := testOptions(t)
+		slow := &slowDirectory{Directory: o.Directory}
+		o.Directory, o.Now = slow, time.Now
+		h := NewHandler(o)
+		var mu sync.Mutex
+		statuses := map[int]int{}
+		var wg sync.WaitGroup
+		for range 60 {
+			wg.Go(func() {
+				a := do(h, request(ask("pat@contoso.com"), "pat@contoso.com", password))
+				mu.Lock()
+				defer mu.Unlock()
+				statuses[a.status]++
+			})
+		}
+		wg.Wait()
+		return slow, statuses
+	}
+	synctest.Test(t, func(t *testing.T) {
+		slow, got := burst(t, "wrong")
+		if slow.calls.Load() != 8 || got[401] != 8 || got[429] != 52 {
+			t.Errorf("60 wrong passwords at once: %d tried, answers %v", slow.calls.Load(), got)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		slow, got := burst(t, "secret")
+		if got[200] != 60 || slow.most.Load() > 8 {
+			t.Errorf("60 right passwords at once: answers %v, %d at a time", got, slow.most.Load())
+		}
+	})
+}
+
+func TestWaitingEndsWithTheRequest(t *testing.T) {
+	th := newThrottle(Limits{PerUser: 1}, time.Now)
+	end, wait, err := th.begin(t.Context(), "s", "u")
+	if err != nil || wait != 0 {
+		t.Fatal(wait, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, _, err := th.begin(ctx, "s", "u"); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, want context.Canceled", err)
+	}
+	end(undecided)
+	if len(th.users)+len(th.sources) != 0 {
+		t.Error("an attempt without a verdict is counted")
+	}
+}
+
+func TestThrottleMemoryIsBounded(t *testing.T) {
+	c := &clock{}
+	th := newThrottle(Limits{PerSource: -1}, c.now)
+	fail := func(name string) {
+		if end, wait, _ := th.begin(context.Background(), "s", name); wait == 0 {
+			end(rejected)
+		}
+	}
+	for range 8 {
+		fail("victim")
+	}
+	for i := range maxTallies + 5000 {
+		fail(fmt.Sprint(i))
+	}
+	if len(th.users) > maxTallies {
+		t.Errorf("%d users remembered, at most %d", len(th.users), maxTallies)
+	}
+	if _, wait, _ := th.begin(context.Background(), "s", "victim"); wait == 0 {
+		t.Error("made-up names push out the account under attack")
+	}
+}
+
+func TestDirectoryFailureCountsNothing(t *testing.T) {
+	o := testOptions(t)
+	o.Directory = failingLogin{o.Directory}
+	h := NewHandler(o)
+	for range 20 {
+		if a := do(h, request("", "pat@contoso.com", "secret")); a.code() != "603" {
+			t.Fatalf("%d %s, want 603", a.status, a.code())
+		}
+	}
+}
+
+type failingLogin struct{ directory.Directory }
+
+func (failingLogin) Authenticate(context.Context, string, string) (*directory.Mailbox, error) {
+	return nil, errors.New("connection refused")
+}
