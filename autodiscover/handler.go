@@ -36,10 +36,15 @@ type Options struct {
 	// InternalNetworks are where clients are told the internal URLs.
 	InternalNetworks []netip.Prefix
 
+	// Throttle bounds failed logins. Previous is the handler that this one takes
+	// over from, if any: its counts go on, so that a new configuration does not
+	// give everybody new tries.
 	Throttle Limits
-	Logger   zerolog.Logger
-	Now      func() time.Time // for error documents and limits; nil is time.Now
-	Realm    string           // shown in the login prompt; empty is DefaultRealm
+	Previous *Handler
+
+	Logger zerolog.Logger
+	Now    func() time.Time // for error documents and limits; nil is time.Now
+	Realm  string           // shown in the login prompt; empty is DefaultRealm
 }
 
 // Handler answers Autodiscover requests. It expects a canonical path in URL.Path
@@ -75,7 +80,12 @@ func NewHandler(o Options) *Handler {
 	if realm == "" {
 		realm = DefaultRealm
 	}
-	h.throttle = newThrottle(o.Throttle, h.now)
+	if o.Previous != nil {
+		h.throttle = o.Previous.throttle
+		h.throttle.setLimits(o.Throttle)
+	} else {
+		h.throttle = newThrottle(o.Throttle, h.now)
+	}
 	h.challenge = "Basic realm=" + quoted(realm)
 	h.serverID = hashID(realm)
 	for _, name := range slices.Sorted(maps.Keys(o.Domains)) {
@@ -290,8 +300,8 @@ func documentReply(body []byte) reply {
 }
 
 // loginReply asks for a login. The keys bypass canonicalisation to keep their
-// letter case: some clients look for it. X-SOAP-Enabled tells clients that
-// autodiscover.svc exists beside this path.
+// letter case: some clients look for it. X-SOAP-Enabled leads .NET clients to
+// autodiscover.svc on the same host; that path is 404 until SOAP is answered here.
 func (h *Handler) loginReply() reply {
 	return reply{http.StatusUnauthorized, http.Header{
 		"WWW-Authenticate": {h.challenge},

@@ -257,17 +257,17 @@ func (s *scanner) start(t xml.StartElement) error {
 	}
 	if len(s.open) == 2 {
 		if s.requests++; t.Name.Local != "Request" || s.requests > 1 {
-			return errors.New("Autodiscover holds something other than one Request")
+			return errors.New("the root holds something other than one Request")
 		}
 		return nil
 	}
 	switch t.Name.Local {
 	case "EMailAddress", "LegacyDN", "AcceptableResponseSchema":
 	default:
-		return errors.New("Request holds an unknown element")
+		return errors.New("the Request holds an unknown element")
 	}
 	if _, twice := s.fieldText[t.Name.Local]; twice {
-		return errors.New("Request holds an element twice")
+		return errors.New("the Request holds an element twice")
 	}
 	s.leaf, s.leafText = t.Name.Local, ""
 	return nil

@@ -39,11 +39,11 @@ const maxTallies = 1 << 16
 // count; those that would be one too many then wait instead of being refused,
 // because a burst of right passwords is what a client with many threads sends.
 type throttle struct {
-	limits Limits
-	now    func() time.Time
-	seed   maphash.Seed
+	now  func() time.Time
+	seed maphash.Seed
 
-	mu      sync.Mutex
+	mu      sync.Mutex // guards what follows
+	limits  Limits
 	users   map[uint64]*tally
 	sources map[uint64]*tally
 	ended   chan struct{} // closed, and replaced, whenever an attempt ends
@@ -62,6 +62,12 @@ func newThrottle(l Limits, now func() time.Time) *throttle {
 		limits: l.withDefaults(), now: now, seed: maphash.MakeSeed(),
 		users: map[uint64]*tally{}, sources: map[uint64]*tally{}, ended: make(chan struct{}),
 	}
+}
+
+func (t *throttle) setLimits(l Limits) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.limits = l.withDefaults()
 }
 
 // verdict is how an attempt ended.

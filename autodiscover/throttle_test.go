@@ -86,6 +86,18 @@ func TestFailedLoginsPerSource(t *testing.T) {
 	}
 }
 
+func TestCountsOutliveTheHandler(t *testing.T) {
+	o := testOptions(t)
+	h := NewHandler(o)
+	for range 5 {
+		isChallenge(t, do(h, request("", "pat@contoso.com", "wrong")))
+	}
+	o.Previous, o.Throttle = h, Limits{PerUser: 5}
+	if a := do(NewHandler(o), request("", "pat@contoso.com", "secret")); a.status != 429 {
+		t.Errorf("after a change of configuration: %d, want 429", a.status)
+	}
+}
+
 func TestLimitsCanBeSwitchedOff(t *testing.T) {
 	o := testOptions(t)
 	o.Throttle = Limits{PerUser: -1, PerSource: -1}

@@ -73,7 +73,7 @@ func TestOpenYAMLAndCSV(t *testing.T) {
 			{Type: "Archive", SMTPAddress: "pat-archive@contoso.com"},
 		},
 	}
-	for name, text := range map[string]string{"m.yaml": sampleYAML, "m.CSV": sampleCSV} {
+	for name, text := range map[string]string{"m.yaml": sampleYAML, "bom.yaml": "\ufeff" + strings.ReplaceAll(sampleYAML, "\n", "\r\n"), "m.CSV": sampleCSV} {
 		s := open(t, name, text)
 		if s.Len() != 2 {
 			t.Errorf("%s: %d mailboxes, want 2", name, s.Len())
@@ -302,6 +302,7 @@ mailbox: []
 		`m:2: a mailbox is not a set of key: value`, `m:4: a mailbox is not a set of key: value`)
 	f("m.yaml", "", `m:1: the file is empty; write mailboxes: and a list`)
 	f("m.yaml", "mailboxes: []\n---\nmailboxes: []\n", `m:3: a second YAML document; write all mailboxes in one`)
+	f("m.yaml", "mailboxes:\n  - address: p\xe4t@contoso.com\n", `m:2: the line is not UTF-8; save the file as UTF-8`)
 	f("m.yaml", "- a\n", `m:1: the file is not a set of key: value`)
 	f("m.csv", "", `m:1: the file is empty; the first line names the columns: `+mailboxKeys)
 	f("m.csv", "addres,password,password\n",

@@ -1,7 +1,9 @@
 package directory
 
 import (
+	"bytes"
 	"errors"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -18,6 +20,15 @@ const maxYAMLSize = 16 << 20
 func readYAML(data []byte, b *builder) {
 	if len(data) > maxYAMLSize {
 		b.problem(0, "has more than %d MiB; write large directories as .csv", maxYAMLSize>>20)
+		return
+	}
+	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
+	if !utf8.Valid(data) {
+		for i, text := range bytes.Split(data, []byte("\n")) {
+			if !utf8.Valid(text) {
+				b.problem(i+1, "the line is not UTF-8; save the file as UTF-8")
+			}
+		}
 		return
 	}
 	file, err := parser.ParseBytes(data, 0)
