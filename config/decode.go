@@ -288,7 +288,7 @@ func (d decoder) pairs(n ast.Node, p path, read func(string) (string, *fault)) f
 			}
 			q := p.key(key)
 			if first, ok := d.entries[q.String()]; ok {
-				line, column := clamp(it.Key().GetToken().Position, d.report.lines)
+				line, column := d.report.at(it.Key().GetToken())
 				d.report.add(Problem{
 					Rule: RuleDuplicateKey, Path: q.String(), Line: line, Column: column,
 					Message: fmt.Sprintf("%q is here twice, first on line %d", key, first.keyLine), Want: "each key once",
@@ -309,9 +309,9 @@ func (d decoder) pairs(n ast.Node, p path, read func(string) (string, *fault)) f
 // place notes where a value stands.
 func (d decoder) place(p path, key, value ast.Node) {
 	var e entry
-	e.line, e.column = clamp(start(value).GetToken().Position, d.report.lines)
+	e.line, e.column = d.report.at(start(value).GetToken())
 	if key != nil {
-		e.keyLine, e.keyColumn = clamp(key.GetToken().Position, d.report.lines)
+		e.keyLine, e.keyColumn = d.report.at(key.GetToken())
 	}
 	e.shape = shapeOf(value)
 	d.entries[p.String()] = e
@@ -334,7 +334,9 @@ func (d decoder) defaults(v reflect.Value, keys []field, p path) {
 		case k.def != "":
 			body := parseTag(k.def)
 			// Written by us, and held right by a test: nothing to report, nowhere to point.
-			decoder{newFindings(&Report{lines: []string{k.def}})}.value(body, target, k, nil)
+			var r Report
+			r.setLines(k.def)
+			decoder{newFindings(&r)}.value(body, target, k, nil)
 		case isStruct(k.typ):
 			d.defaults(target, keyed(fieldsOf(k.typ)), p.key(k.key))
 		}

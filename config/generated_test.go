@@ -103,7 +103,8 @@ func TestTagsAreValid(t *testing.T) {
 			if src == "" {
 				continue
 			}
-			r := Report{lines: []string{src}}
+			var r Report
+			r.setLines(src)
 			d := decoder{newFindings(&r)}
 			d.value(parseTag(src), reflect.New(f.typ).Elem(), f, path{"x"})
 			if len(r.Problems) > 0 {
@@ -213,15 +214,15 @@ func valid(root, s map[string]any, v any) error {
 				return fmt.Errorf("%v is not of type %v", v, arg)
 			}
 		case "pattern":
-			if !regexp.MustCompile(arg.(string)).MatchString(v.(string)) {
+			if s, ok := v.(string); ok && !regexp.MustCompile(arg.(string)).MatchString(s) {
 				return fmt.Errorf("%v does not match %v", v, arg)
 			}
 		case "minimum":
-			if v.(float64) < arg.(float64) {
+			if n, ok := v.(float64); ok && n < arg.(float64) {
 				return fmt.Errorf("%v is below %v", v, arg)
 			}
 		case "maxItems":
-			if list, ok := v.([]any); !ok || float64(len(list)) > arg.(float64) {
+			if list, ok := v.([]any); ok && float64(len(list)) > arg.(float64) {
 				return fmt.Errorf("%v has too many items", v)
 			}
 		case "items":

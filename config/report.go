@@ -43,9 +43,16 @@ type Problem struct {
 type Report struct {
 	Problems []Problem
 
-	name  string
-	lines []string
+	name   string
+	lines  []string
+	widths []int // of the lines, in characters
 }
+
+// What a report may measure: nobody reads more, and a file made to annoy could ask for much more.
+const (
+	maxProblems = 200
+	maxMessage  = 400
+)
 
 // OK reports whether the file can be used: it has no errors, though perhaps warnings.
 func (r Report) OK() bool { return len(r.Errors()) == 0 }
@@ -106,26 +113,35 @@ func (r Report) Render(p Problem) string {
 // excerpt cuts a line to what fits a terminal, and makes the line below it that points at the column.
 func excerpt(line string, column int) (source, caret string) {
 	const width, before = 110, 60
-	runes := []rune(line)
-	at := min(max(column-1, 0), len(runes))
+	at := max(column-1, 0)
 	start := 0
-	if len(runes) > width && at > before {
-		start = min(at-before, len(runes)-width)
-		start = max(start, 0)
+	if at > before {
+		start = at - before
 	}
-	end := min(len(runes), start+width)
+	var window []rune // of the line, from start; one more than is shown
+	i := 0
+	for _, c := range line {
+		if i >= start && len(window) <= width {
+			window = append(window, c)
+		}
+		i++
+	}
+	if i <= width { // all of it fits
+		start, window = 0, []rune(line)
+	}
+	source = string(window[:min(len(window), width)])
 
 	pad := slices.Repeat([]rune{' '}, at-start)
 	for i := range pad {
-		if runes[start+i] == '\t' { // keeps the caret under its spot, however wide tabs are
+		if i < len(window) && window[i] == '\t' { // keeps the caret under its spot, however wide tabs are
 			pad[i] = '\t'
 		}
 	}
-	source, caret = string(runes[start:end]), string(pad)+"^"
+	caret = string(pad) + "^"
 	if start > 0 {
 		source, caret = "… "+source, "  "+caret
 	}
-	if end < len(runes) {
+	if len(window) > width {
 		source += " …"
 	}
 	return printable(source), caret
@@ -142,8 +158,25 @@ func printable(s string) string {
 }
 
 func (r *Report) add(p Problem) {
-	p.Message = maskPasswords(p.Message)
+	p.Message, p.Path, p.Want = clip(maskPasswords(p.Message)), clip(p.Path), clip(maskPasswords(p.Want))
 	r.Problems = append(r.Problems, p)
+}
+
+// setLines keeps the lines as a report shows them: reports end up in logs, and passwords do not.
+func (r *Report) setLines(text string) {
+	r.lines = strings.Split(maskPasswords(text), "\n")
+	r.widths = make([]int, len(r.lines))
+	for i, line := range r.lines {
+		r.widths[i] = utf8.RuneCountInString(line)
+	}
+}
+
+// clip shortens what a file says at great length.
+func clip(s string) string {
+	if len(s) <= maxMessage {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxMessage], "") + "…"
 }
 
 var urlPassword = regexp.MustCompile(`://[^/@\s"']*:[^/@\s"']+@`)
@@ -164,4 +197,13 @@ func (r *Report) sort() {
 			cmp.Compare(a.Path, b.Path), cmp.Compare(a.Rule, b.Rule), cmp.Compare(a.Message, b.Message))
 	})
 	r.Problems = slices.Compact(r.Problems)
+	if more := len(r.Problems) - maxProblems; more > 0 {
+		last := Error
+		if !slices.ContainsFunc(r.Problems[maxProblems:], func(p Problem) bool { return p.Severity == Error }) {
+			last = Warning
+		}
+		r.Problems = append(r.Problems[:maxProblems], Problem{
+			Severity: last, Rule: RuleTooManyProblems, Message: fmt.Sprintf("there are %d more problems", more), Want: "these mended first",
+		})
+	}
 }

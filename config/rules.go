@@ -12,6 +12,7 @@ const (
 	RuleFileTooDeep      Rule = "file-too-deep"     // values inside values
 	RuleFileEncoding     Rule = "file-encoding"     // not UTF-8
 	RuleControlCharacter Rule = "control-character" // NUL, escape, a lone CR
+	RuleTooManyProblems  Rule = "too-many-problems" // the report stops here
 	RuleYAMLSyntax       Rule = "yaml-syntax"
 	RuleYAMLAnchor       Rule = "yaml-anchor"      // anchors, aliases, merge keys
 	RuleYAMLTag          Rule = "yaml-tag"         // !!str and the like

@@ -41,7 +41,7 @@ func read(src []byte, r *Report) ast.Node {
 		return nil
 	}
 	text := strings.ReplaceAll(string(src), "\r\n", "\n")
-	r.lines = splitLines(text)
+	r.setLines(text)
 	if len(r.lines) > maxLines {
 		r.add(Problem{Rule: RuleFileTooLong, Message: fmt.Sprintf("the file has more than %d lines", maxLines), Want: tablesElsewhere})
 		return nil
@@ -60,7 +60,7 @@ func checkText(src []byte, r *Report) bool {
 		c, size := utf8.DecodeRune(src[i:])
 		switch {
 		case c == utf8.RuneError && size == 1:
-			r.lines = splitLines(strings.ToValidUTF8(string(src), "\ufffd"))
+			r.setLines(strings.ToValidUTF8(string(src), "\ufffd"))
 			r.add(Problem{
 				Rule: RuleFileEncoding, Line: line, Column: column,
 				Message: fmt.Sprintf("byte 0x%02x is not UTF-8", src[i]), Want: "the file saved as UTF-8",
@@ -70,7 +70,7 @@ func checkText(src []byte, r *Report) bool {
 			line, column = line+1, 0
 		case c == '\r' && i+1 < len(src) && src[i+1] == '\n', c == '\t':
 		case c < ' ' || c >= 0x7f && c < 0xa0 || c == '\u2028' || c == '\u2029' || c == '\ufeff':
-			r.lines = splitLines(string(src))
+			r.setLines(string(src))
 			r.add(Problem{
 				Rule: RuleControlCharacter, Line: line, Column: column,
 				Message: fmt.Sprintf("the character %U cannot be seen and does not belong here", c), Want: "the line without it",
@@ -82,9 +82,6 @@ func checkText(src []byte, r *Report) bool {
 	}
 	return true
 }
-
-// splitLines keeps the lines as a report shows them: reports end up in logs, and passwords do not.
-func splitLines(text string) []string { return strings.Split(maskPasswords(text), "\n") }
 
 func parse(src string, r *Report) (body ast.Node) {
 	defer func() {
@@ -112,7 +109,7 @@ func parse(src string, r *Report) (body ast.Node) {
 	// Duplicate keys are ours to report, together with everything else.
 	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
-		r.add(syntaxProblem(err, r.lines))
+		r.add(syntaxProblem(err, r))
 		return nil
 	}
 	if len(file.Docs) > 0 && file.Docs[0].Body != nil {
@@ -130,7 +127,7 @@ func parse(src string, r *Report) (body ast.Node) {
 // checkTokens refuses what is YAML and has no place in this file, and what would bury the parser.
 func checkTokens(tokens token.Tokens, r *Report) {
 	refuse := func(t *token.Token, rule Rule, message, want string) {
-		line, column := clamp(t.Position, r.lines)
+		line, column := r.at(t)
 		r.add(Problem{Rule: rule, Line: line, Column: column, Message: message, Want: want})
 	}
 	open, dashes, dashLine, anchorLine := 0, 0, 0, 0
@@ -142,6 +139,9 @@ func checkTokens(tokens token.Tokens, r *Report) {
 		anchorLine = t.Position.Line
 	}
 	for i, t := range tokens {
+		if len(r.Problems) > maxProblems {
+			return
+		}
 		switch t.Type {
 		case token.AnchorType, token.MergeKeyType:
 			anchor(t)
@@ -181,15 +181,15 @@ func checkTokens(tokens token.Tokens, r *Report) {
 }
 
 // syntaxProblem translates the parser's error. Where its words do not lead to the cause, ours do.
-func syntaxProblem(err error, lines []string) Problem {
+func syntaxProblem(err error, r *Report) Problem {
 	p := Problem{Rule: RuleYAMLSyntax, Message: "this is not YAML: " + firstLine(err.Error()), Want: "the quotes, brackets and colons of YAML in balance"}
 	var syntax *yaml.SyntaxError
 	if !errors.As(err, &syntax) || syntax.Token == nil {
 		return p
 	}
-	p.Line, p.Column = clamp(syntax.Token.Position, lines)
+	p.Line, p.Column = r.at(syntax.Token)
 	p.Message = "this is not YAML: " + syntax.Message
-	line := lines[p.Line-1]
+	line := r.lines[p.Line-1]
 	indent := line[:len(line)-len(strings.TrimLeft(line, " \t"))]
 	switch {
 	case strings.Contains(indent, "\t"):
@@ -210,10 +210,10 @@ func syntaxProblem(err error, lines []string) Problem {
 	return p
 }
 
-// clamp keeps a token's position inside the file: at its end, and after blocks of text, the parser counts on.
-func clamp(p *token.Position, lines []string) (line, column int) {
-	line = min(max(p.Line, 1), len(lines))
-	return line, min(max(p.Column, 1), utf8.RuneCountInString(lines[line-1])+1)
+// at is the place of a token. It is kept inside the file: at the file's end, and after blocks of text, the parser counts on.
+func (r *Report) at(t *token.Token) (line, column int) {
+	line = min(max(t.Position.Line, 1), len(r.lines))
+	return line, min(max(t.Position.Column, 1), r.widths[line-1]+1)
 }
 
 func firstLine(s string) string {
