@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+
+	"github.com/autodgate/autodgate/config"
+	"github.com/autodgate/autodgate/directory"
+	"github.com/autodgate/autodgate/tlsconf"
+)
+
+func newCheck() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use: "check --config FILE", Short: "Validate a configuration and the files it names", Args: cobra.NoArgs,
+		Long: `Validate a configuration: every problem at once, each with its place and what
+would be right. Then open the files it names: certificates and keys, CA
+certificates, mailboxes.
+
+Exit status: 0 all is fine, 1 a file is not, 2 the configuration does not load.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			out := cmd.OutOrStdout()
+			cfg, err := loadConfig(out, file)
+			if err != nil {
+				return err
+			}
+			problems := checkFiles(out, cfg)
+			if problems > 0 {
+				return notFine(fmt.Errorf("%s loads, but %s", file, count(problems, "file problem")))
+			}
+			fmt.Fprintf(out, "%s: fine: %s, %s, %s\n", file, count(len(cfg.Hosts), "host"), count(len(cfg.Sites), "site"), count(len(cfg.Domains), "domain"))
+			return nil
+		},
+	}
+	configFlag(cmd, &file)
+	return cmd
+}
+
+// checkFiles opens what the configuration names, prints what is wrong, and
+// returns how much that is. Warnings are printed and not counted.
+func checkFiles(w io.Writer, cfg *config.Config) (problems int) {
+	fail := func(format string, args ...any) {
+		problems++
+		fmt.Fprintf(w, "error: "+format+"\n", args...)
+	}
+	for _, name := range cfg.HostNames() {
+		h := cfg.Hosts[name]
+		if h.Certificate == nil || h.Certificate.Cert == "" {
+			continue
+		}
+		_, warnings, err := tlsconf.LoadFiles(cfg.Path(h.Certificate.Cert), cfg.Path(h.Certificate.Key), append([]string{name}, h.Aliases...))
+		if err != nil {
+			fail("host %s: %v", name, err)
+		}
+		for _, text := range warnings {
+			fmt.Fprintf(w, "warning: host %s: %s\n", name, text)
+		}
+	}
+	silent := &frontDoor{log: zerolog.Nop()}
+	for _, name := range cfg.SiteNames() {
+		if _, err := silent.buildSite(cfg, name); err != nil {
+			fail("%v", err)
+		}
+	}
+	if cfg.Mailboxes != nil && cfg.Mailboxes.File != "" {
+		// The directory warns through its log: show that as lines of ours.
+		log := zerolog.New(zerolog.ConsoleWriter{Out: w, NoColor: true, PartsOrder: []string{"level", "message"}}).Level(zerolog.WarnLevel)
+		dir, err := directory.Open(cfg.Path(cfg.Mailboxes.File), log, directory.PollInterval(-1))
+		if err != nil {
+			fail("mailboxes: %s", strings.TrimSpace(err.Error()))
+		} else if err := dir.Close(); err != nil {
+			fail("mailboxes: %v", err)
+		}
+	}
+	return problems
+}

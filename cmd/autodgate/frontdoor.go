@@ -1,0 +1,398 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/autodgate/autodgate/autodiscover"
+	"github.com/autodgate/autodgate/config"
+	"github.com/autodgate/autodgate/directory"
+	"github.com/autodgate/autodgate/proxy"
+	"github.com/autodgate/autodgate/tlsconf"
+)
+
+// frontDoor is a front door made from a configuration, with everything it holds
+// open.
+type frontDoor struct {
+	cfg     *config.Config
+	log     zerolog.Logger
+	server  *proxy.Server
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	lab     bool
+	closers []io.Closer
+
+	https, http []string // addresses listened on, in the order of the config
+	admin       string
+	adminServer *http.Server
+	serving     sync.WaitGroup
+}
+
+// frontDoorOptions are what only the lab changes.
+type frontDoorOptions struct {
+	// Dial connects to backends; nil: the machine's resolver and network.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Lab: plain passwords in a mailboxes file are nothing to warn of.
+	Lab bool
+}
+
+// newFrontDoor makes a front door; nothing listens yet. What is broken about one
+// host's certificate takes that host down alone; what makes an answer unsafe (a
+// mailboxes file or a CA file that cannot be read) is an error.
+func newFrontDoor(cfg *config.Config, log zerolog.Logger, o frontDoorOptions) (*frontDoor, error) {
+	f := &frontDoor{cfg: cfg, log: log, dial: o.Dial, lab: o.Lab}
+	f.server = proxy.NewServer(proxy.Options{
+		Logger: log, ProxyProtocolFrom: cfg.Listen.ProxyProtocolFrom,
+		HelloTimeout: cfg.Limits.HelloTimeout, HeadTimeout: cfg.Limits.RequestHeadTimeout, IdleTimeout: cfg.Limits.ClientIdleTimeout,
+		MaxConnections: cfg.Limits.Connections, Dial: o.Dial,
+	})
+	table, closers, err := f.buildTable(cfg)
+	if err != nil {
+		return nil, err
+	}
+	f.closers = closers
+	f.server.SetTable(table)
+	return f, nil
+}
+
+// reload makes a new table from a configuration and swaps it in. On an error the
+// old one stays. Listeners are not changed.
+func (f *frontDoor) reload(cfg *config.Config) error {
+	table, closers, err := f.buildTable(cfg)
+	if err != nil {
+		return err
+	}
+	f.server.SetTable(table)
+	old := f.closers
+	f.cfg, f.closers = cfg, closers
+	return closeAll(old)
+}
+
+func closeAll(closers []io.Closer) error {
+	var errs []error
+	for _, c := range closers {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// buildTable turns a configuration into the traffic path's table. The closers
+// are what it opened: certificate watchers, the directory.
+func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io.Closer, err error) {
+	defer func() {
+		if err != nil {
+			_ = closeAll(closers)
+		}
+	}()
+	table := &proxy.Table{
+		Hosts: map[string]*proxy.Host{}, Defaults: map[string]*proxy.Host{},
+		InternalNetworks: cfg.InternalNetworks, TrustedProxies: cfg.Listen.TrustedProxies,
+	}
+	sites := map[string]*proxy.Site{}
+	for _, name := range cfg.SiteNames() {
+		if sites[name], err = f.buildSite(cfg, name); err != nil {
+			return nil, closers, err
+		}
+	}
+	var answer http.Handler
+	if slices.ContainsFunc(cfg.HostNames(), func(n string) bool { return cfg.Hosts[n].Answer }) {
+		var dir io.Closer
+		if answer, dir, err = f.buildAnswer(cfg); err != nil {
+			return nil, closers, err
+		}
+		if dir != nil {
+			closers = append(closers, dir)
+		}
+	}
+	for _, name := range cfg.HostNames() {
+		hc := cfg.Hosts[name]
+		h := &proxy.Host{Name: name, RedirectTo: hc.Redirect}
+		switch hc.Mode() {
+		case config.ModeSite:
+			h.Mode, h.Site = proxy.Bridge, sites[hc.Site]
+			h.VirtualDirectories = virtualDirectories(hc)
+		case config.ModePassthrough:
+			h.Mode = proxy.Passthrough
+			if h.Site = sites[hc.Passthrough.Site]; h.Site == nil {
+				h.Site = passthroughSite(name, hc.Passthrough.Backends, cfg.Limits.ConnectTimeout)
+			}
+		case config.ModeRedirect:
+			h.Mode = proxy.Redirect
+		case config.ModeAnswer:
+			h.Mode, h.Handler = proxy.Answer, answer
+		}
+		switch hc.Refuse {
+		case "close":
+			h.Refuse = proxy.RefuseClose
+		case "reset":
+			h.Refuse = proxy.RefuseReset
+		}
+		if hc.Certificate != nil {
+			src, err := f.certificate(cfg, name, hc)
+			if err != nil {
+				// One broken certificate takes down one host, not the front door.
+				f.log.Error().Str("host", name).Err(err).Msg("no certificate: TLS connections for this host are refused")
+			} else {
+				closers = append(closers, src)
+				if h.TLS, err = tlsconf.ServerConfig(tlsconf.Profile(hc.TLS.Profile), src); err != nil {
+					// `old` is not in effect yet: intermediate is what it falls back to, being stricter.
+					if h.TLS, err = tlsconf.ServerConfig(tlsconf.Intermediate, src); err != nil {
+						return nil, closers, err
+					}
+				}
+				h.Policy = strings.Join([]string{hc.Certificate.Source, hc.Certificate.Cert, hc.Certificate.Key, hc.TLS.Profile}, "|")
+				if hc.Certificate.Source != "" {
+					h.Policy += "|" + name // a certificate of the host's own
+				}
+			}
+		}
+		for _, n := range append([]string{name}, hc.Aliases...) {
+			table.Hosts[proxy.CanonicalName(n)] = h
+		}
+		if hc.Default.Everywhere {
+			table.Defaults[""] = h
+		}
+		for _, address := range hc.Default.Listeners {
+			table.Defaults[address] = h
+		}
+	}
+	return table, closers, nil
+}
+
+// buildSite makes a site's backends. Verification is on unless the config says
+// otherwise, and then the log says so loudly.
+func (f *frontDoor) buildSite(cfg *config.Config, name string) (*proxy.Site, error) {
+	sc := cfg.Sites[name]
+	site := &proxy.Site{Name: name, ConnectTimeout: cfg.Limits.ConnectTimeout}
+	var roots *x509.CertPool
+	if sc.Trust.CA != "" {
+		file := cfg.Path(sc.Trust.CA)
+		pem, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("site %s: read CA certificates: %w", name, err)
+		}
+		if roots = x509.NewCertPool(); !roots.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("site %s: %s holds no PEM certificate", name, file)
+		}
+	}
+	if sc.AllowInternalUntrustedCerts {
+		f.log.Warn().Str("site", name).Bool("allow_internal_untrusted_certs", true).
+			Msg("the servers of this site are NOT authenticated: anybody between here and them can read and change everything; use trust: {ca: …} when you can")
+	}
+	for _, s := range sc.Servers {
+		serverName := s.Host()
+		if sc.ServerName != "" {
+			serverName = sc.ServerName
+		}
+		site.Backends = append(site.Backends, &proxy.Backend{
+			Name: s.Host(), Address: s.Address(), Drain: s.Drain,
+			TLS: &tls.Config{
+				ServerName: serverName, RootCAs: roots, InsecureSkipVerify: sc.AllowInternalUntrustedCerts,
+				NextProtos: []string{"http/1.1"}, // R-1.5
+				MinVersion: tls.VersionTLS12,
+				// Resumption pays for the connection that every client has to itself. No
+				// post-quantum share towards the inside: it costs time and old servers
+				// stumble over the larger hello.
+				ClientSessionCache:          tls.NewLRUClientSessionCache(64),
+				CurvePreferences:            []tls.CurveID{tls.CurveP256, tls.X25519, tls.CurveP384},
+				DynamicRecordSizingDisabled: true,
+			},
+		})
+	}
+	return site, nil
+}
+
+// passthroughSite makes the nameless site of a passthrough host with backends of
+// its own.
+func passthroughSite(host string, addresses []string, timeout time.Duration) *proxy.Site {
+	site := &proxy.Site{Name: host, ConnectTimeout: timeout}
+	for _, a := range addresses {
+		site.Backends = append(site.Backends, &proxy.Backend{Name: a, Address: a})
+	}
+	return site
+}
+
+// virtualDirectories merges what the config says over the preset.
+func virtualDirectories(h *config.Host) []proxy.VirtualDirectory {
+	dirs := proxy.Preset()
+	for _, p := range h.Paths() {
+		i := slices.IndexFunc(dirs, func(d proxy.VirtualDirectory) bool { return d.Name == p.Name })
+		if i < 0 || p.Name == "" {
+			// A path of the config's own, a directory outside the preset, or one that
+			// the preset has under another's name (rpcwithcert): it gets its own entry.
+			d := proxy.CustomDirectory(p.Prefix, proxy.Publish)
+			for j := range dirs {
+				if k := slices.Index(dirs[j].Prefixes, p.Prefix); k >= 0 {
+					d = dirs[j]
+					d.Prefixes = []string{p.Prefix}
+					dirs[j].Prefixes = slices.Delete(slices.Clone(dirs[j].Prefixes), k, k+1)
+				}
+			}
+			if d.Name = p.Name; d.Name == "" {
+				d.Name = p.Prefix
+			}
+			dirs = append(dirs, d)
+			i = len(dirs) - 1
+		}
+		switch p.Access {
+		case "publish":
+			dirs[i].Access = proxy.Publish
+		case "internal":
+			dirs[i].Access = proxy.Internal
+		case "deny":
+			dirs[i].Access = proxy.Deny
+		}
+		dirs[i].Upgrade = p.Upgrade
+		if p.ResponseTimeout > 0 {
+			dirs[i].ResponseIdle = p.ResponseTimeout
+		}
+	}
+	return dirs
+}
+
+// certificate opens the source of a host's certificate.
+func (f *frontDoor) certificate(cfg *config.Config, name string, h *config.Host) (tlsconf.Source, error) {
+	c := h.Certificate
+	names := append([]string{name}, h.Aliases...)
+	log := f.log.With().Str("host", name).Logger()
+	switch {
+	case c.Cert != "":
+		return tlsconf.NewFiles(cfg.Path(c.Cert), cfg.Path(c.Key), tlsconf.FilesOptions{Names: names, Log: log})
+	case c.Source == "self_signed":
+		short, _, _ := strings.Cut(name, ".")
+		dir := ""
+		if cfg.Certificates.Storage != "" && !strings.Contains(cfg.Certificates.Storage, "://") {
+			dir = filepath.Join(cfg.Path(cfg.Certificates.Storage), "self-signed")
+		}
+		return tlsconf.NewSelfSigned(short, name, h.Aliases, tlsconf.SelfSignedOptions{Dir: dir, Log: log})
+	}
+	return nil, errors.New("this kind of certificate is not in effect yet; use {cert: …, key: …} or self_signed")
+}
+
+// buildAnswer makes the Autodiscover handler and opens the mailboxes.
+func (f *frontDoor) buildAnswer(cfg *config.Config) (http.Handler, io.Closer, error) {
+	o := autodiscover.Options{
+		Domains: map[string]autodiscover.Domain{}, InternalNetworks: cfg.InternalNetworks, Logger: f.log,
+		Throttle: autodiscover.Limits{
+			PerUser: noLimit(cfg.Limits.FailedLogins.PerUser), PerSource: noLimit(cfg.Limits.FailedLogins.PerSource), Window: cfg.Limits.FailedLogins.Window,
+		},
+	}
+	for name, d := range cfg.Domains {
+		o.Domains[name] = autodiscover.Domain{
+			Action: autodiscover.Action(d.Autodiscover), ExternalURL: d.ExternalURL, InternalURL: d.InternalURL,
+			AuthPackage: d.AuthPackage, RedirectAddr: d.RedirectAddr, RedirectURL: d.RedirectURL,
+		}
+	}
+	if cfg.Mailboxes == nil {
+		return autodiscover.NewHandler(o), nil, nil
+	}
+	var options []directory.Option
+	if f.lab {
+		options = append(options, directory.Lab())
+	}
+	dir, err := directory.Open(cfg.Path(cfg.Mailboxes.File), f.log, options...)
+	if err != nil {
+		return nil, nil, fmt.Errorf("mailboxes: %w", err)
+	}
+	o.Directory = dir
+	return autodiscover.NewHandler(o), dir, nil
+}
+
+// noLimit translates the config's 0 (no limit) for a package whose 0 is the
+// default.
+func noLimit(n int) int {
+	if n == 0 {
+		return -1
+	}
+	return n
+}
+
+// listen opens every listener before any is served, so that a port that is taken
+// is an error at once and not a front door that is half there.
+func (f *frontDoor) listen() (err error) {
+	type opened struct {
+		ln    net.Listener
+		name  string
+		serve func(net.Listener, string) error
+	}
+	var all []opened
+	defer func() {
+		if err != nil {
+			for _, o := range all {
+				o.ln.Close()
+			}
+		}
+	}()
+	open := func(addresses []string, serve func(net.Listener, string) error, bound *[]string) error {
+		for _, a := range addresses {
+			ln, err := net.Listen("tcp", a)
+			if err != nil {
+				hint := ""
+				if errors.Is(err, os.ErrPermission) {
+					hint = " (ports below 1024 need root, the capability CAP_NET_BIND_SERVICE, or a redirection)"
+				}
+				return fmt.Errorf("listen on %s: %w%s", a, err, hint)
+			}
+			all = append(all, opened{ln, a, serve})
+			*bound = append(*bound, ln.Addr().String())
+		}
+		return nil
+	}
+	if err := open(f.cfg.Listen.HTTPS, f.server.ServeTLS, &f.https); err != nil {
+		return err
+	}
+	if err := open(f.cfg.Listen.HTTP, f.server.ServeHTTP, &f.http); err != nil {
+		return err
+	}
+	if f.cfg.Listen.Admin != "" {
+		var admin []string
+		f.adminServer = &http.Server{Handler: f.adminHandler(), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}
+		serve := func(ln net.Listener, _ string) error { return f.adminServer.Serve(ln) }
+		if err := open([]string{f.cfg.Listen.Admin}, serve, &admin); err != nil {
+			return err
+		}
+		f.admin = admin[0]
+	}
+	for _, o := range all {
+		f.log.Info().Str("address", o.ln.Addr().String()).Str("listener", o.name).Msg("listening")
+		f.serving.Go(func() {
+			if err := o.serve(o.ln, o.name); err != nil && !errors.Is(err, http.ErrServerClosed) {
+				f.log.Error().Err(err).Str("listener", o.name).Msg("listener ended")
+			}
+		})
+	}
+	return nil
+}
+
+// adminHandler serves the admin listener.
+func (f *frontDoor) adminHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		fmt.Fprintln(w, "ok")
+	})
+	return mux
+}
+
+// shutdown ends serving: what runs is finished until ctx ends, then cut.
+func (f *frontDoor) shutdown(ctx context.Context) error {
+	err := f.server.Shutdown(ctx)
+	if f.adminServer != nil {
+		_ = f.adminServer.Close()
+	}
+	f.serving.Wait()
+	return errors.Join(err, closeAll(f.closers))
+}

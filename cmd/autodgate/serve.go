@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+
+	"github.com/autodgate/autodgate/config"
+)
+
+// drainTime is how long requests may go on after a signal to stop.
+const drainTime = 30 * time.Second
+
+func newServe() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use: "serve --config FILE", Short: "Run the front door until a signal; SIGHUP reloads", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := loadConfig(cmd.ErrOrStderr(), file)
+			if err != nil {
+				return err
+			}
+			return serve(cmd.Context(), cfg, file, newLogger(cmd.ErrOrStderr(), cfg.Log))
+		},
+	}
+	configFlag(cmd, &file)
+	return cmd
+}
+
+// configFlag adds --config, which must be given.
+func configFlag(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVarP(file, "config", "c", "", "the configuration file")
+	if err := cmd.MarkFlagRequired("config"); err != nil {
+		panic(err) // the flag is defined on the line above
+	}
+}
+
+// loadConfig reads a configuration and prints what there is to say about it.
+func loadConfig(w io.Writer, file string) (*config.Config, error) {
+	cfg, report, err := config.Load(file)
+	if err != nil {
+		return nil, badUsage(err)
+	}
+	fmt.Fprint(w, report.String())
+	if !report.OK() {
+		return nil, badUsage(fmt.Errorf("%s does not load: %s", file, count(len(report.Errors()), "error")))
+	}
+	return cfg, nil
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// newLogger makes the logger that the configuration asks for.
+func newLogger(w io.Writer, c config.Log) zerolog.Logger {
+	if c.Format == "console" {
+		w = zerolog.ConsoleWriter{Out: w, TimeFormat: time.TimeOnly, NoColor: true}
+	}
+	level, err := zerolog.ParseLevel(c.Level)
+	if err != nil {
+		level = zerolog.InfoLevel
+	}
+	return zerolog.New(w).Level(level).With().Timestamp().Logger()
+}
+
+// serve runs a front door until ctx ends.
+func serve(ctx context.Context, cfg *config.Config, file string, log zerolog.Logger) error {
+	f, err := newFrontDoor(cfg, log, frontDoorOptions{})
+	if err != nil {
+		return notFine(err)
+	}
+	if err := f.listen(); err != nil {
+		return notFine(errors.Join(err, closeAll(f.closers)))
+	}
+	log.Info().Str("version", versionString()).Int("hosts", len(cfg.Hosts)).Msg("serving")
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-hup:
+			reloadFile(f, file)
+		case <-ctx.Done():
+			log.Info().Int("connections", f.server.Connections()).Dur("limit_ms", drainTime).Msg("stopping")
+			sctx, cancel := context.WithTimeout(context.Background(), drainTime)
+			defer cancel()
+			if err := f.shutdown(sctx); err != nil {
+				log.Warn().Err(err).Msg("stopped; what had not ended was cut")
+				return nil
+			}
+			log.Info().Msg("stopped")
+			return nil
+		}
+	}
+}
+
+// reloadFile loads the configuration again. A bad one keeps the old table.
+func reloadFile(f *frontDoor, file string) {
+	cfg, report, err := config.Load(file)
+	if err == nil && !report.OK() {
+		err = errors.New(report.String())
+	}
+	if err == nil {
+		err = f.reload(cfg)
+	}
+	if err != nil {
+		f.log.Error().Err(err).Str("config", file).Msg("reload failed: the old configuration stays in force")
+		return
+	}
+	f.log.Info().Str("config", file).Msg("reloaded; listeners and limits are those of the start")
+}
