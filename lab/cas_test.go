@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -470,6 +471,37 @@ func TestMobileSyncAutodiscover(t *testing.T) {
 	}
 }
 
+// Outlook's documents come from whoever logged in, by any method (AUTODISCOVER.md 2.1, 2.7).
+func TestOutlookAutodiscover(t *testing.T) {
+	c := startCompany(t)
+	pat := c.Accounts()[0]
+	request := func(address string) string {
+		return `<?xml version="1.0" encoding="utf-8"?><Autodiscover xmlns="http://schemas.microsoft.com/exchange/autodiscover/outlook/requestschema/2006">` +
+			`<Request><EMailAddress>` + address + `</EMailAddress><AcceptableResponseSchema>http://schemas.microsoft.com/exchange/autodiscover/outlook/responseschema/2006a` +
+			`</AcceptableResponseSchema></Request></Autodiscover>`
+	}
+	f := func(what string, a *answer, err error, want string) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.served(pat.Login); err != nil || !strings.Contains(a.body, want) || a.header.Get("Content-Type") != "text/xml; charset=utf-8" {
+			t.Errorf("%s: %v, %q, want %q in it", what, err, a.body, want)
+		}
+	}
+	a, err := wireTo(t, c, 0).do(http.MethodPost, "/Autodiscover/Autodiscover.xml", basic(pat), request(pat.Address))
+	f("Basic", a, err, "<EwsUrl>https://mail.contoso.com/EWS/Exchange.asmx</EwsUrl>")
+	a, err = wireTo(t, c, 0).login("Negotiate", http.MethodPost, pathPOX, request(pat.Address), pat)
+	f("Negotiate", a, err, "<DisplayName>Pat Doe</DisplayName>")
+	a, err = wireTo(t, c, 0).login("NTLM", http.MethodPost, pathPOX, request("nobody@contoso.com"), pat)
+	f("unknown address", a, err, "<ErrorCode>500</ErrorCode>")
+	a, err = wireTo(t, c, 0).do(http.MethodGet, pathPOX, basic(pat), "")
+	f("GET", a, err, "<ErrorCode>600</ErrorCode>")
+	if a, err = wireTo(t, c, 0).do(http.MethodPost, pathPOX, "", request(pat.Address)); err != nil || a.refused() != nil {
+		t.Errorf("anonymous: %v, %+v, want 401", err, a)
+	}
+}
+
 // http.sys wants a length with every POST ([CAP] of AUTODISCOVER.md 1.6).
 func TestPostWithoutLength(t *testing.T) {
 	c := startCompany(t)
@@ -520,4 +552,34 @@ func TestRecorderSeesRequests(t *testing.T) {
 			t.Fatalf("the connection is still open in the record: %+v", conns)
 		}
 	}
+}
+
+// SPNEGO and the MIC, by curl and the GSSAPI mechanism gss-ntlmssp: what Windows sends under Negotiate.
+func TestCurlNegotiate(t *testing.T) {
+	found, _ := filepath.Glob("/usr/lib*/*/gssntlmssp/gssntlmssp.so")
+	if len(found) == 0 {
+		t.Skip("gss-ntlmssp is missing: install the package gss-ntlmssp of Debian or Fedora")
+	}
+	c := startCompany(t)
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	t.Setenv("GSS_MECH_CONFIG", write("mech", "gssntlmssp_v1 1.3.6.1.4.1.311.2.2.10 "+found[0]+"\n"))
+	// The mechanism wants a host name, and takes the user from a file.
+	url := strings.Replace(c.Servers()[0].URL, loopback, "localhost", 1) + "/mapi/emsmdb/?n=[0-2]"
+	f := func(password, want string) {
+		t.Helper()
+		t.Setenv("NTLM_USER_FILE", write("users", "CONTOSO:pat:"+password+"\n"))
+		out, err := curl(t, "-4", "-k", "--negotiate", "-u", ":", "-o", os.DevNull, "-w", "%{http_code} %header{x-lab-user}\n", url)
+		if err != nil || out != strings.Repeat(want+"\n", 3) {
+			t.Errorf("%v, %q, want %q three times", err, out, want)
+		}
+	}
+	f("Lab-Pat-1", `200 CONTOSO\pat`)
+	f("wrong", "401 ")
 }
