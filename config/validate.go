@@ -153,8 +153,13 @@ func (v validator) mailboxes() {
 	}
 }
 
-// inside warns about what is kept for clients inside when nobody is said to be there.
+// inside warns about what is kept for clients inside when nobody is said to be there, or everybody.
 func (v validator) inside() {
+	for i, prefix := range v.c.InternalNetworks {
+		if prefix.IsValid() && prefix.Bits() == 0 {
+			v.warn(path{"internal_networks"}.index(i), RulePrefixEveryone, "your own networks", "%s is everybody: what is kept for clients inside is open to all", prefix)
+		}
+	}
 	if len(v.c.InternalNetworks) > 0 || v.bad(path{"internal_networks"}) {
 		return
 	}
