@@ -191,7 +191,7 @@ func (s *casServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	case path == dir.path+"/healthcheck.htm":
 		h["Content-Type"] = []string{"text/html"}
-		fmt.Fprintf(rw, "200 OK<br/>%s", strings.ToUpper(s.fqdn))
+		_, _ = fmt.Fprintf(rw, "200 OK<br/>%s", strings.ToUpper(s.fqdn))
 		return
 	case path == "/owa/auth/logon.aspx":
 		dir = &vdir{serve: dir.serve} // the page that asks for the login needs none
@@ -268,7 +268,7 @@ func (s *casServer) servePage(w http.ResponseWriter, r *http.Request, l login) {
 	h["Content-Type"] = []string{"text/html; charset=utf-8"}
 	h["Cache-Control"] = []string{"no-cache, no-store"}
 	h["X-OWA-Version"] = []string{"15.2.1544.4"}
-	fmt.Fprintf(w, "<html><body>%s on %s for %s</body></html>\n", html.EscapeString(r.URL.Path), s.fqdn, html.EscapeString(who(l)))
+	_, _ = fmt.Fprintf(w, "<html><body>%s on %s for %s</body></html>\n", html.EscapeString(r.URL.Path), s.fqdn, html.EscapeString(who(l)))
 }
 
 func who(l login) string {
@@ -313,9 +313,9 @@ func (s *casServer) serveMAPI(w http.ResponseWriter, r *http.Request, l login) {
 	h := w.Header()
 	if r.Method == http.MethodGet {
 		h["Content-Type"] = []string{"text/html; charset=utf-8"}
-		fmt.Fprintf(w, "<html><body><h1>Exchange MAPI/HTTP Connectivity Endpoint</h1><p>Version: 15.2.1544.4<br>\n")
+		_, _ = fmt.Fprintf(w, "<html><body><h1>Exchange MAPI/HTTP Connectivity Endpoint</h1><p>Version: 15.2.1544.4<br>\n")
 		if strings.EqualFold(r.URL.Query().Get("showdebug"), "yes") {
-			fmt.Fprintf(w, "User: %s<br>\nAuthentication: %s<br>\nServer: %s<br>\n", html.EscapeString(l.account.login), l.method, s.fqdn)
+			_, _ = fmt.Fprintf(w, "User: %s<br>\nAuthentication: %s<br>\nServer: %s<br>\n", html.EscapeString(l.account.login), l.method, s.fqdn)
 		}
 		_, _ = io.WriteString(w, "</p></body></html>\n")
 		return
@@ -348,7 +348,7 @@ func (s *casServer) serveOAB(w http.ResponseWriter, r *http.Request, _ login) {
 	http.ServeContent(w, r, "oab.xml", time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), strings.NewReader(oabFile))
 }
 
-// serveRPC answers the echo request by which Outlook Anywhere tests a path ([MS-RPCH] 3.2.2.4.1.2); there is no RPC behind it.
+// serveRPC answers the echo request by which Outlook Anywhere tests a path ([MS-RPCH]); there is no RPC behind it.
 func (s *casServer) serveRPC(w http.ResponseWriter, r *http.Request, _ login) {
 	if strings.ToLower(r.URL.Path) != "/rpc/rpcproxy.dll" {
 		s.status(w, http.StatusNotFound)

@@ -128,7 +128,7 @@ func listenBoth() (net.PacketConn, net.Listener, error) {
 			return pc, ln, nil
 		}
 		errs = append(errs, err)
-		ln.Close()
+		_ = ln.Close()
 	}
 	return nil, nil, fmt.Errorf("no port free for UDP and TCP: %w", errors.Join(errs...))
 }

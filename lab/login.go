@@ -99,7 +99,7 @@ type login struct {
 // maxTokenSize bounds what a client may make the server decode; a Windows ticket of many groups stays below 64 KiB.
 const maxTokenSize = 64 << 10
 
-// authenticate looks at the Authorization header of a request. A header always starts over ([MS-NTHT] 3.2.5): it ends what an
+// authenticate looks at the Authorization header of a request. A header always starts over ([MS-NTHT]): it ends what an
 // earlier one established on this connection, even when it fails.
 func (s *casServer) authenticate(c *connection, r *http.Request, offer methods) login {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")

@@ -6,7 +6,7 @@ import (
 	"github.com/beevik/etree"
 )
 
-// What Exchange says to devices, [MS-ASCMD] 2.2.2.1: the documents of an ActiveSync client's own discovery.
+// What Exchange says to devices, [MS-ASCMD]: the documents of an ActiveSync client's own discovery.
 
 const (
 	nsMobileSyncResponse = "http://schemas.microsoft.com/exchange/autodiscover/mobilesync/responseschema/2006"

@@ -13,11 +13,12 @@ import (
 	"time"
 	"unicode/utf16"
 
-	"golang.org/x/crypto/md4" //nolint:staticcheck // NTLM is defined on MD4 ([MS-NLMP] 3.3.2); nothing else would be NTLM.
+	//lint:ignore SA1019 NTLM is defined on MD4 ([MS-NLMP] 3.3.1); anything better would not be NTLM.
+	"golang.org/x/crypto/md4" //nolint:staticcheck // as above
 )
 
 // The server side of NTLM over HTTP, as far as a login needs it: NTLMv2 only ([MS-NLMP] 3.3.2), one exchange at a time on one
-// connection ([MS-NTHT] 3.2). Sealing and signing of later messages have no place in HTTP and are missing.
+// connection ([MS-NTHT]). Sealing and signing of later messages have no place in HTTP and are missing.
 
 const ntlmSignature = "NTLMSSP\x00"
 

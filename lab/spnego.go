@@ -14,7 +14,7 @@ import (
 
 var (
 	oidSPNEGO = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 2}
-	oidNTLM   = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 2, 10} // [MS-SPNG] 1.9, NTLMSSP
+	oidNTLM   = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 2, 2, 10} // [MS-NLMP] 1.9
 )
 
 // Values of negState, RFC 4178 section 4.2.2.
