@@ -348,7 +348,7 @@ func (s *casServer) serveOAB(w http.ResponseWriter, r *http.Request, _ login) {
 	http.ServeContent(w, r, "oab.xml", time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), strings.NewReader(oabFile))
 }
 
-// serveRPC answers the echo request by which Outlook Anywhere tests a path ([MS-RPCH]); there is no RPC behind it.
+// serveRPC says only that a login would have let a client in: 200 and nothing more. There is no RPC behind it.
 func (s *casServer) serveRPC(w http.ResponseWriter, r *http.Request, _ login) {
 	if strings.ToLower(r.URL.Path) != "/rpc/rpcproxy.dll" {
 		s.status(w, http.StatusNotFound)
