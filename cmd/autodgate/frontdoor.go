@@ -34,6 +34,7 @@ type frontDoor struct {
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 	lab     bool
 	closers []io.Closer
+	answer  *autodiscover.Handler // the last one made: a reload goes on counting failed logins where it was
 
 	https, http []string // addresses listened on, in the order of the config
 	admin       string
@@ -285,7 +286,7 @@ func (f *frontDoor) certificate(cfg *config.Config, name string, h *config.Host)
 // buildAnswer makes the Autodiscover handler and opens the mailboxes.
 func (f *frontDoor) buildAnswer(cfg *config.Config) (http.Handler, io.Closer, error) {
 	o := autodiscover.Options{
-		Domains: map[string]autodiscover.Domain{}, InternalNetworks: cfg.InternalNetworks, Logger: f.log,
+		Domains: map[string]autodiscover.Domain{}, InternalNetworks: cfg.InternalNetworks, Logger: f.log, Previous: f.answer,
 		Throttle: autodiscover.Limits{
 			PerUser: noLimit(cfg.Limits.FailedLogins.PerUser), PerSource: noLimit(cfg.Limits.FailedLogins.PerSource), Window: cfg.Limits.FailedLogins.Window,
 		},
@@ -297,7 +298,8 @@ func (f *frontDoor) buildAnswer(cfg *config.Config) (http.Handler, io.Closer, er
 		}
 	}
 	if cfg.Mailboxes == nil {
-		return autodiscover.NewHandler(o), nil, nil
+		f.answer = autodiscover.NewHandler(o)
+		return f.answer, nil, nil
 	}
 	var options []directory.Option
 	if f.lab {
@@ -308,7 +310,8 @@ func (f *frontDoor) buildAnswer(cfg *config.Config) (http.Handler, io.Closer, er
 		return nil, nil, fmt.Errorf("mailboxes: %w", err)
 	}
 	o.Directory = dir
-	return autodiscover.NewHandler(o), dir, nil
+	f.answer = autodiscover.NewHandler(o)
+	return f.answer, dir, nil
 }
 
 // noLimit translates the config's 0 (no limit) for a package whose 0 is the
