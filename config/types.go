@@ -296,7 +296,8 @@ type Limits struct {
 	RequestHeadTimeout time.Duration `yaml:"request_head_timeout" default:"30s"`
 	// For a connection to a backend.
 	ConnectTimeout time.Duration `yaml:"connect_timeout" default:"5s"`
-	// For a client that sends nothing, between requests and inside one.
+	// For a client that sends nothing between two requests. Once it has logged in with NTLM or Negotiate it is at least 20
+	// minutes. Inside a request the virtual directory's own limit holds.
 	ClientIdleTimeout time.Duration `yaml:"client_idle_timeout" default:"5m"`
 	// How many client connections at once; 0 is no limit.
 	Connections int `yaml:"connections" default:"0"`

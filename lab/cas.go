@@ -278,8 +278,8 @@ func who(l login) string {
 	return l.account.login
 }
 
-// maxBody bounds the bodies that the pages below read; [MS-OXWS] requests of the lab are far smaller.
-const maxBody = 1 << 20
+// maxBody bounds the bodies that the pages below read: Exchange's own limit for EWS.
+const maxBody = 64 << 20
 
 // serveEWS answers any SOAP request with an empty success, so that a client sees who it is; GET shows the page of services.wsdl.
 func (s *casServer) serveEWS(w http.ResponseWriter, r *http.Request, l login) {

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/Azure/go-ntlmssp"
+
+	"github.com/autodgate/autodgate/internal/peer"
 )
 
 // wireTo opens a connection to a server of the company.
@@ -343,19 +345,9 @@ func negTokenInit(msg []byte) []byte {
 // curl finds the program, or skips with a hint; on CI a missing peer is a failure.
 func curl(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	path, err := exec.LookPath("curl")
-	if err == nil {
-		var v []byte
-		if v, err = exec.Command(path, "--version").Output(); err == nil && !bytes.Contains(v, []byte(" NTLM")) {
-			err = fmt.Errorf("%s is built without NTLM", path)
-		}
-	}
-	if err != nil {
-		hint := "curl with NTLM is missing (" + err.Error() + "): install the package curl of Debian, Fedora or Homebrew"
-		if os.Getenv("CI") == "true" {
-			t.Fatal(hint)
-		}
-		t.Skip(hint)
+	path := peer.Need(t, "curl", "apt-get install curl")
+	if v, err := exec.Command(path, "--version").Output(); err != nil || !bytes.Contains(v, []byte(" NTLM")) {
+		peer.Missing(t, "a curl with NTLM", "apt-get install curl")
 	}
 	out, err := exec.CommandContext(t.Context(), path, append([]string{"-sS", "--noproxy", "*", "--max-time", "20"}, args...)...).CombinedOutput()
 	return string(out), err
@@ -558,7 +550,7 @@ func TestRecorderSeesRequests(t *testing.T) {
 func TestCurlNegotiate(t *testing.T) {
 	found, _ := filepath.Glob("/usr/lib*/*/gssntlmssp/gssntlmssp.so")
 	if len(found) == 0 {
-		t.Skip("gss-ntlmssp is missing: install the package gss-ntlmssp of Debian or Fedora")
+		peer.Missing(t, "gss-ntlmssp", "apt-get install gss-ntlmssp")
 	}
 	c := startCompany(t)
 	dir := t.TempDir()

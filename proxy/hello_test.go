@@ -16,6 +16,8 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"github.com/autodgate/autodgate/internal/peer"
 )
 
 const helloDir = "../testdata/hello"
@@ -437,13 +439,7 @@ func TestRefuseTLSIsUnderstood(t *testing.T) {
 		})
 	}
 	run := func(t *testing.T, errs <-chan error, want, program string, args ...string) {
-		path, err := exec.LookPath(program)
-		if err != nil {
-			if os.Getenv("CI") == "true" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
+		path := peer.Need(t, program, "apt-get install "+program)
 		out, err := exec.Command(path, args...).CombinedOutput()
 		if err == nil || !strings.Contains(string(out), want) {
 			t.Errorf("%v, output lacks %q:\n%s", err, want, out)

@@ -27,6 +27,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/autodgate/autodgate/internal/peer"
 )
 
 // loopbackPair is two ends of one TCP connection; net.Pipe would hide half-close.
@@ -250,13 +252,7 @@ func TestPassthroughSHA256(t *testing.T) {
 
 // with OpenSSL at both ends.
 func TestPassthroughOpenSSL(t *testing.T) {
-	openssl, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	openssl := peer.Need(t, "openssl", "apt-get install openssl")
 	dir := t.TempDir()
 	cert := leafFor(t, "mail.contoso.com")
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)

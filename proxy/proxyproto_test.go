@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -16,6 +15,8 @@ import (
 	"testing/iotest"
 
 	"github.com/pires/go-proxyproto"
+
+	"github.com/autodgate/autodgate/internal/peer"
 )
 
 // proxyV2 builds a version 2 header by hand.
@@ -164,13 +165,7 @@ func TestProxyHeaderCutOff(t *testing.T) {
 
 // curl sends its own address, and then its hello in the same or the next segment.
 func TestProxyHeaderFromCurl(t *testing.T) {
-	path, err := exec.LookPath("curl")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	path := peer.Need(t, "curl", "apt-get install curl")
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

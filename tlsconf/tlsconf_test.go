@@ -17,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/autodgate/autodgate/internal/peer"
 )
 
 // issued is a certificate with its key.
@@ -93,14 +95,7 @@ func writeFile(t testing.TB, path string, data []byte) string {
 // openssl runs the program, and skips the test without it unless this is CI.
 func openssl(t *testing.T, stdin []byte, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	cmd := exec.Command(path, args...)
+	cmd := exec.Command(peer.Need(t, "openssl", "apt-get install openssl"), args...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -14,12 +14,18 @@ import (
 func Need(t testing.TB, program, how string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)
-	if err == nil {
-		return path
+	if err != nil {
+		Missing(t, program, how)
 	}
+	return path
+}
+
+// Missing ends a test that a missing peer makes impossible: as skipped, or as
+// failed under CI=true.
+func Missing(t testing.TB, what, how string) {
+	t.Helper()
 	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s is not installed; get it with: %s", program, how)
+		t.Fatalf("%s is missing; get it with: %s", what, how)
 	}
-	t.Skipf("%s is not installed; get it with: %s", program, how)
-	return ""
+	t.Skipf("%s is missing; get it with: %s", what, how)
 }
