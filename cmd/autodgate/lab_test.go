@@ -78,7 +78,14 @@ func startLab(t *testing.T) (*lab.Company, *frontDoor) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg, report := config.Parse(filepath.Join(company.Dir(), "autodgate.yaml"), []byte(company.Config()))
+	t.Cleanup(func() { company.Close() })
+	return company, startFront(t, filepath.Join(company.Dir(), "autodgate.yaml"), company.Config())
+}
+
+// startFront brings up a front door from the text of a config.
+func startFront(t *testing.T, name, text string) *frontDoor {
+	t.Helper()
+	cfg, report := config.Parse(name, []byte(text))
 	if !report.OK() {
 		t.Fatal(report.String())
 	}
@@ -93,9 +100,8 @@ func startLab(t *testing.T) (*lab.Company, *frontDoor) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
 		front.shutdown(ctx)
-		company.Close()
 	})
-	return company, front
+	return front
 }
 
 // curl runs curl against the front door as if it stood on the standard ports.
@@ -268,25 +274,14 @@ func TestCertificateSwapAndBrokenHost(t *testing.T) {
 		}
 	}
 	write("first")
-	cfg, report := config.Parse(filepath.Join(dir, "front.yaml"), []byte(`
+	front := startFront(t, filepath.Join(dir, "front.yaml"), `
 listen: {https: ["127.0.0.1:0"], http: [], admin: "127.0.0.1:0"}
 hosts:
   mail.contoso.com: {certificate: {cert: mail.pem, key: mail.key}, answer: true}
   broken.contoso.com: {certificate: {cert: none.pem, key: none.key}, answer: true}
 domains:
   contoso.com: {autodiscover: answer, external_url: https://mail.contoso.com}
-`))
-	if !report.OK() {
-		t.Fatal(report.String())
-	}
-	front, err := newFrontDoor(cfg, zerolog.Nop(), frontDoorOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := front.listen(); err != nil {
-		t.Fatal(err)
-	}
-	defer front.shutdown(context.Background())
+`)
 	dial := func(sni string) (*tls.Conn, error) {
 		return tls.Dial("tcp", front.https[0], &tls.Config{InsecureSkipVerify: true, ServerName: sni})
 	}
@@ -345,25 +340,14 @@ func TestBackendTrust(t *testing.T) {
 	}
 	f := func(name, site string, want int) {
 		t.Helper()
-		cfg, report := config.Parse("front.yaml", []byte(`
+		front := startFront(t, "front.yaml", `
 listen: {https: ["127.0.0.1:0"], http: [], admin: []}
 certificates: {storage: `+t.TempDir()+`}
 hosts:
   mail.contoso.com: {certificate: self_signed, site: hq}
 sites:
   hq: {servers: ["https://`+server.Address+`"], `+site+`}
-`))
-		if !report.OK() {
-			t.Fatal(report.String())
-		}
-		front, err := newFrontDoor(cfg, zerolog.Nop(), frontDoorOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := front.listen(); err != nil {
-			t.Fatal(err)
-		}
-		defer front.shutdown(context.Background())
+`)
 		client := &http.Client{Transport: &http.Transport{
 			TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: "mail.contoso.com"},
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
