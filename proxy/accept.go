@@ -83,19 +83,29 @@ func (s *Server) serveConn(c *clientConn, handle func(context.Context, *clientCo
 	id := s.connIDs.Add(1)
 	c.log = s.log.With().Uint64("conn", id).Logger()
 	defer c.conn.Close()
-	defer func() {
-		// A fault of ours ends the connection it shows on, not the others.
-		if p := recover(); p != nil {
-			c.log.Error().Interface("panic", p).Bytes("stack", debug.Stack()).Msg("connection ended by a fault in the program")
-			c.abort()
-		}
-	}()
 	c.conn.SetDeadline(c.event.start.Add(s.opts.HelloTimeout))
-	err := s.takeProxyHeader(c)
-	if err == nil {
-		err = handle(s.ctx, c)
-	}
+	err := func() (err error) {
+		defer recovered(c.log, func() {
+			c.abort()
+			err = errFault
+		})
+		if err := s.takeProxyHeader(c); err != nil {
+			return err
+		}
+		return handle(s.ctx, c)
+	}()
 	c.event.write(c, err)
+}
+
+var errFault = errors.New("a fault in the program")
+
+// recovered is deferred where a fault of ours must end the connection it shows on,
+// and not the others.
+func recovered(log zerolog.Logger, abort func()) {
+	if p := recover(); p != nil {
+		log.Error().Interface("panic", p).Bytes("stack", debug.Stack()).Msg("connection ended by a fault in the program")
+		abort()
+	}
 }
 
 // takeProxyHeader takes the PROXY header that a trusted peer may have put in

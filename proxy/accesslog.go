@@ -137,11 +137,11 @@ func (ev *requestEvent) end(s *session, err error) {
 	if ev.failed {
 		e = ev.log.Warn()
 	}
-	e = e.Str("remote", ev.remote.String()).Str("method", ev.method).Str("host", ev.host).Int("status", ev.status)
+	e = e.Str("remote", ev.remote.String()).Str("method", clip(ev.method)).Str("host", clip(ev.host)).Int("status", ev.status)
 	if ev.debug {
-		e = e.Str("target", ev.target)
+		e = e.Str("target", clip(ev.target))
 	} else {
-		e = e.Str("path", maskPath(ev.target))
+		e = e.Str("path", clip(maskPath(ev.target)))
 	}
 	if ev.mode != "" {
 		e = e.Str("mode", ev.mode)
@@ -162,9 +162,19 @@ func (ev *requestEvent) end(s *session, err error) {
 	}
 	e = e.Int64("in", ev.in).Int64("out", ev.out).Dur("duration_ms", time.Since(ev.start))
 	if ev.cause != "" {
-		e = e.Str("error", ev.cause)
+		e = e.Str("error", clip(ev.cause))
 	}
 	e.Msg("request")
+}
+
+// clip shortens what a client may have made long: a log line is not to cost more
+// than the request.
+func clip(s string) string {
+	const limit = 1024
+	if len(s) <= limit {
+		return s
+	}
+	return s[:limit] + "…"
 }
 
 // maskPath is the path of a target without query and without the segments that

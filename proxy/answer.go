@@ -64,14 +64,15 @@ func (s *session) answer(ctx context.Context, rt route) (keep bool, err error) {
 	} else if h.minor == 0 {
 		connection = "keep-alive"
 	}
+	s.ev.in = rb.taken
 	s.out = appendLocal(s.out[:0], status, s.srv.date(), header, body, connection, h.method == "HEAD")
 	if err := s.write(s.out, s.srv.opts.HeadTimeout); err != nil {
 		return false, err
 	}
 	if keep {
 		keep = rb.drain()
+		s.ev.in = rb.taken
 	}
-	s.ev.in = rb.taken
 	if !keep {
 		s.lingerDue = true
 	}
@@ -168,10 +169,6 @@ func (b *localBody) Read(p []byte) (int, error) {
 		if b.broken != nil {
 			return 0, b.broken
 		}
-		if b.taken >= b.limit {
-			b.tooLarge = true
-			return 0, &http.MaxBytesError{Limit: b.limit}
-		}
 		if b.s.head.expect100 && !b.asked && b.taken == 0 && b.s.in.buffered() == 0 {
 			b.asked = true
 			if err := b.s.write([]byte("HTTP/1.1 100 Continue\r\n\r\n"), b.s.srv.opts.HeadTimeout); err != nil {
@@ -179,7 +176,7 @@ func (b *localBody) Read(p []byte) (int, error) {
 				return 0, err
 			}
 		}
-		piece, err := b.body.next(int(b.limit-b.taken), b.fill)
+		piece, err := b.body.next(bufferSize, b.fill)
 		if err == io.EOF {
 			return 0, io.EOF
 		}
@@ -191,6 +188,10 @@ func (b *localBody) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		b.taken += int64(len(piece))
+		if b.taken > b.limit || b.tooLarge {
+			b.tooLarge = true
+			return 0, &http.MaxBytesError{Limit: b.limit}
+		}
 		b.rest = piece
 	}
 	n := copy(p, b.rest)
@@ -233,9 +234,12 @@ type localResponse struct {
 // Header implements http.ResponseWriter.
 func (w *localResponse) Header() http.Header { return w.header }
 
-// WriteHeader implements http.ResponseWriter.
+// WriteHeader implements http.ResponseWriter. Interim responses are not passed on.
 func (w *localResponse) WriteHeader(status int) {
-	if w.status == 0 {
+	if status < 100 || status > 999 {
+		panic(fmt.Sprintf("status %d", status)) // as net/http does
+	}
+	if w.status == 0 && status >= 200 {
 		w.status = status
 	}
 }
@@ -278,17 +282,27 @@ func appendLocal(dst []byte, status int, date []byte, header http.Header, body [
 		case "Content-Length", "Connection", "Transfer-Encoding", "Date", "Trailer":
 			continue // ours
 		}
+		if !isToken([]byte(name)) {
+			continue
+		}
 		for _, v := range header[name] {
 			dst = append(dst, conventionalName(name)...)
 			dst = append(dst, ": "...)
-			dst = append(dst, strings.NewReplacer("\r", " ", "\n", " ").Replace(v)...)
+			for _, c := range []byte(v) {
+				if c < ' ' && c != '\t' || c == 0x7f {
+					c = ' ' // a value that a handler took from a request adds no line
+				}
+				dst = append(dst, c)
+			}
 			dst = append(dst, "\r\n"...)
 		}
 	}
-	if len(body) > 0 && header["Content-Type"] == nil {
-		dst = append(dst, "Content-Type: text/plain; charset=utf-8\r\n"...)
-	}
-	if status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified {
+	if status == http.StatusNoContent || status == http.StatusNotModified {
+		body = nil // no length would tell where it ends
+	} else {
+		if len(body) > 0 && header["Content-Type"] == nil {
+			dst = append(dst, "Content-Type: text/plain; charset=utf-8\r\n"...)
+		}
 		dst = append(dst, "Content-Length: "...)
 		dst = strconv.AppendInt(dst, int64(len(body)), 10)
 		dst = append(dst, "\r\n"...)

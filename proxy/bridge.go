@@ -22,7 +22,8 @@ type exchange struct {
 	vdir *VirtualDirectory
 	body body // of the request; the uplink's once it runs
 
-	last  atomic.Int64 // when bytes last moved in either direction, Unix ns
+	begin time.Time
+	last  atomic.Int64 // when bytes last moved in either direction, ns after begin
 	moved atomic.Int64 // payload bytes of the request taken from the client
 	gone  atomic.Bool  // the client has left; the backend connection is closed
 
@@ -33,6 +34,7 @@ type exchange struct {
 	bodyDone chan struct{} // closed when the whole body is with the backend
 	ended    chan struct{} // closed when the uplink has returned
 	bodyErr  error         // why the body did not get through; valid after ended
+	writeErr error         // why the head did not get through
 
 	hasBody       bool // the request has a body
 	wroteContinue bool // 100 Continue was sent to the client
@@ -75,12 +77,17 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 		return s.fail(http.StatusBadGateway, err)
 	}
 	s.ev.upstream(up)
-	x := &exchange{s: s, up: up, vdir: rt.vdir, body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody()}
-	x.touch()
+	if up.used {
+		if err := up.quiet(); err != nil {
+			return false, err // unanswered, as the client has to expect on an idle connection
+		}
+	}
+	x := &exchange{begin: time.Now(), s: s, up: up, vdir: rt.vdir, body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody()}
 	fw := s.fwd
 	fw.host = rt.host.Name
-	fw.upgrade = rt.vdir.Upgrade && s.head.upgrade && s.head.upgradeTo != "" && !s.head.hasBody() &&
-		!strings.EqualFold(s.head.upgradeTo, "h2c")
+	// h2c would let a client speak past our routing, also as one of several.
+	fw.upgrade = rt.vdir.Upgrade && s.head.upgrade && s.head.minor > 0 && s.head.upgradeTo != "" && !s.head.hasBody() &&
+		!strings.Contains(strings.ToLower(s.head.upgradeTo), "h2c")
 	s.out = appendRequestHead(s.out[:0], &s.head, rt.target, fw)
 	wholeBody, err := x.sendHead()
 	if err != nil {
@@ -113,7 +120,13 @@ func (x *exchange) sendHead() (whole bool, err error) {
 	}
 	x.up.conn.SetWriteDeadline(time.Now().Add(x.vdir.RequestIdle))
 	if _, err := x.up.conn.Write(s.out); err != nil {
-		return false, fmt.Errorf("%w: %w", errBackendWrite, err)
+		x.writeErr = fmt.Errorf("%w: %w", errBackendWrite, err)
+		if isTimeout(err) {
+			return false, x.writeErr
+		}
+		// A backend that refuses a request before it has read it all answers and
+		// closes: http.sys does with a head over its limit.
+		return true, nil
 	}
 	return x.body.done, nil
 }
@@ -127,7 +140,7 @@ func (x *exchange) respond(ctx context.Context, upgrade bool) (keep bool, err er
 			err = parseResponseHead(data, &s.resp)
 		}
 		if err != nil {
-			return s.failed(ctx, x, err)
+			return s.failed(ctx, x, errors.Join(x.writeErr, err))
 		}
 		if s.resp.status >= 200 || s.resp.status == http.StatusSwitchingProtocols {
 			break
@@ -135,7 +148,12 @@ func (x *exchange) respond(ctx context.Context, upgrade bool) (keep bool, err er
 		if s.head.minor == 0 {
 			continue // HTTP/1.0 knows no interim responses
 		}
-		x.wroteContinue = x.wroteContinue || s.resp.status == http.StatusContinue
+		if s.resp.status == http.StatusContinue {
+			if !s.head.expect100 || x.wroteContinue {
+				continue // nobody asked, or ours was sooner
+			}
+			x.wroteContinue = true
+		}
 		s.out = appendResponseHead(s.out[:0], &s.resp, "", true)
 		if err := s.write(s.out, x.vdir.RequestIdle); err != nil {
 			return x.abandon(err)
@@ -159,7 +177,7 @@ func (x *exchange) sendResponse(ctx context.Context) (keep bool, err error) {
 	rb := responseBody(&s.resp, s.head.method, &x.up.in)
 	chunked := rb.kind == chunkedBody
 	deframe := chunked && s.head.minor == 0 // HTTP/1.0 knows no chunks: end by closing
-	keep = s.head.persistent() && s.resp.persistent() && rb.kind != untilClose && !deframe && !s.srv.closing.Load()
+	keep = x.writeErr == nil && s.head.persistent() && s.resp.persistent() && rb.kind != untilClose && !deframe && !s.srv.closing.Load()
 	if keep && x.tooMuchLeft() {
 		keep = false // announced, so that the client need not guess
 	}
@@ -222,7 +240,7 @@ func (x *exchange) tooMuchLeft() bool {
 	if !x.started || s.head.contentLength < 0 {
 		return false
 	}
-	if s.head.expect100 && x.moved.Load() == 0 && !x.wroteContinue {
+	if x.bodyHeldBack() {
 		return false
 	}
 	return s.head.contentLength-x.moved.Load() > drainLimit
@@ -233,36 +251,45 @@ func (x *exchange) tooMuchLeft() bool {
 // where both sides expect it; otherwise both connections close.
 func (x *exchange) finish(keep bool) (bool, error) {
 	s := x.s
-	if !x.started {
-		s.ev.in = x.moved.Load()
-		return keep, nil
-	}
-	if keep && !x.bodySent() {
-		wait := drainTime
-		if s.head.expect100 && x.moved.Load() == 0 && !x.wroteContinue {
-			wait = x.vdir.RequestIdle // the client may take its time to send it after all
+	if x.started {
+		if keep && !x.bodySent() {
+			x.awaitBody()
 		}
-		t := time.NewTimer(wait)
-		select {
-		case <-x.bodyDone:
-		case <-x.ended:
-		case <-t.C:
+		if !x.bodySent() {
+			keep = false
+			x.up.close() // also frees an uplink that is stuck in a write
 		}
-		t.Stop()
+		x.stopUplink()
 	}
-	complete := x.bodySent()
-	if !complete {
-		x.up.close() // also frees an uplink that is stuck in a write
-	}
-	x.stopUplink()
 	s.ev.in = x.moved.Load()
-	if complete && keep && !x.gone.Load() {
-		return true, nil
+	if keep && x.up.in.buffered() > 0 {
+		s.ev.fail(errUnasked)
+		keep = false
 	}
-	if !complete && !x.gone.Load() {
-		s.lingerDue = true
+	keep = keep && !x.gone.Load()
+	s.lingerDue = !keep && !x.gone.Load()
+	return keep, nil
+}
+
+// awaitBody gives the client the time to send the rest of its body.
+func (x *exchange) awaitBody() {
+	wait := drainTime
+	if x.bodyHeldBack() {
+		wait = x.vdir.RequestIdle // the client may take its time to send it after all
 	}
-	return false, nil
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-x.bodyDone:
+	case <-x.ended:
+	case <-t.C:
+	}
+}
+
+// bodyHeldBack tells whether the client announced its body with Expect and was
+// not told to send it.
+func (x *exchange) bodyHeldBack() bool {
+	return x.s.head.expect100 && x.moved.Load() == 0 && !x.wroteContinue
 }
 
 func (x *exchange) bodySent() bool {
@@ -345,11 +372,11 @@ func (x *exchange) readResponseHead() ([]byte, error) {
 	}
 }
 
-func (x *exchange) touch() { x.last.Store(time.Now().UnixNano()) }
+// touch and idleFor count on the monotonic clock: a step of the wall clock must not
+// end every long poll at once.
+func (x *exchange) touch() { x.last.Store(int64(time.Since(x.begin))) }
 
-func (x *exchange) idleFor() time.Duration {
-	return time.Duration(time.Now().UnixNano() - x.last.Load())
-}
+func (x *exchange) idleFor() time.Duration { return time.Since(x.begin) - time.Duration(x.last.Load()) }
 
 // fillUpstream reads once from the backend. A wait of any length is a wait on the
 // client too: from then on the uplink notices if it leaves.
@@ -393,13 +420,14 @@ func (x *exchange) fillUpstream() error {
 // continueOwed tells whether the client still waits for 100 Continue before it
 // sends its body.
 func (x *exchange) continueOwed() bool {
-	return x.s.head.expect100 && !x.wroteContinue && x.s.ev.status == 0 && x.moved.Load() == 0 && x.hasBody
+	return x.hasBody && x.bodyHeldBack() && x.s.ev.status == 0 // no response has begun
 }
 
 // startUplink starts the goroutine that copies the rest of the request body and
 // then watches the client.
 func (x *exchange) startUplink() {
 	x.started = true
+	x.s.clearWriteDeadline()
 	x.stop, x.bodyDone, x.ended = make(chan struct{}), make(chan struct{}), make(chan struct{})
 	if x.body.done {
 		close(x.bodyDone)
@@ -462,6 +490,7 @@ func (x *exchange) fillClient() error {
 // uplink carries the request body to the backend, then watches the client.
 func (x *exchange) uplink() {
 	defer close(x.ended)
+	defer recovered(x.s.log, x.s.abort)
 	if !x.bodySent() {
 		err := x.sendBody()
 		if err == nil {
@@ -583,12 +612,6 @@ func (x *exchange) clientLeft() {
 func (x *exchange) tunnel() error {
 	s := x.s
 	s.out = appendResponseHead(s.out[:0], &s.resp, "Upgrade", true)
-	for i := range s.resp.fields {
-		if f := &s.resp.fields[i]; f.is("Upgrade") {
-			s.out = append(s.out[:len(s.out)-2], f.line...)
-			s.out = append(s.out, "\r\n\r\n"...)
-		}
-	}
 	x.stopUplink()
 	if err := s.write(s.out, x.vdir.ResponseIdle); err != nil {
 		x.up.close()

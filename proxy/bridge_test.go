@@ -758,9 +758,17 @@ func TestUpgrade(t *testing.T) {
 	if _, body := c.response("GET"); strings.Contains(body, "Upgrade") {
 		t.Errorf("Upgrade crossed: %q", body)
 	}
+	// h2c, alone or offered beside another protocol, would get past our routing.
+	for _, h2c := range []string{"h2c", "H2C, x", "websocket, h2c"} {
+		c := f.dial("mail.contoso.com")
+		c.send(strings.Replace(fmt.Sprintf(ask, "/wopi/x"), "websocket", h2c, 1))
+		if _, body := c.response("GET"); strings.Contains(body, "Upgrade") {
+			t.Errorf("%s crossed: %q", h2c, body)
+		}
+	}
 	c = f.dial("mail.contoso.com")
 	c.send(fmt.Sprintf(ask, "/wopi/x") + "early")
-	if got := c.head(); got != "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n" {
+	if got := c.head(); got != "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x\r\nConnection: Upgrade\r\n\r\n" {
 		t.Errorf("%q", got)
 	}
 	buf := make([]byte, 7)

@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -107,8 +108,7 @@ func appendRequestHead(dst []byte, h *requestHead, target string, fw forwarding)
 			}
 			continue
 		}
-		dst = append(dst, f.line...)
-		dst = append(dst, "\r\n"...)
+		dst = appendField(dst, f, &h.framing)
 	}
 	if !h.chunked && h.contentLength < 0 && needsLength(h.method) {
 		// http.sys answers 411 to a POST that says nothing of its body.
@@ -129,6 +129,22 @@ func appendRequestHead(dst []byte, h *requestHead, target string, fw forwarding)
 	return append(dst, "\r\nX-Forwarded-Proto: https\r\nFront-End-Https: On\r\n\r\n"...)
 }
 
+// appendField appends a header line as it came. Only the two that frame the body
+// are written anew, so that the receiver cannot read their blanks or letter case
+// in another way than we did.
+func appendField(dst []byte, f *field, fr *framing) []byte {
+	switch {
+	case f.is("Content-Length"):
+		dst = append(append(dst, f.name...), ": "...)
+		dst = strconv.AppendInt(dst, fr.contentLength, 10)
+	case f.is("Transfer-Encoding"):
+		dst = append(append(dst, f.name...), ": chunked"...)
+	default:
+		dst = append(dst, f.line...)
+	}
+	return append(dst, "\r\n"...)
+}
+
 func needsLength(method string) bool {
 	switch method {
 	case "POST", "PUT", "PATCH", "RPC_IN_DATA", "RPC_OUT_DATA":
@@ -139,19 +155,18 @@ func needsLength(method string) bool {
 
 // appendResponseHead appends the head the client gets: status, reason phrase and
 // lines as the backend sent them, less what speaks of the backend's connection
-// only. dropLength removes Content-Length and Transfer-Encoding where the framing
-// changes.
+// only. connection is our own Connection option, "" for none. dropFraming removes
+// Content-Length and Transfer-Encoding where the framing changes.
 func appendResponseHead(dst []byte, h *responseHead, connection string, dropFraming bool) []byte {
 	dst = append(dst, "HTTP/1.1 "...)
 	dst = append(dst, h.statusLine...)
 	dst = append(dst, "\r\n"...)
 	for i := range h.fields {
 		f := &h.fields[i]
-		if dropped(f, h.nominated) || dropFraming && (f.is("Transfer-Encoding") || f.is("Content-Length")) {
+		if dropped(f, h.nominated) && !(connection == "Upgrade" && f.is("Upgrade")) || dropFraming && (f.is("Transfer-Encoding") || f.is("Content-Length")) {
 			continue
 		}
-		dst = append(dst, f.line...)
-		dst = append(dst, "\r\n"...)
+		dst = appendField(dst, f, &h.framing)
 	}
 	if connection != "" {
 		dst = append(dst, "Connection: "...)

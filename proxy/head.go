@@ -30,8 +30,13 @@ type field struct {
 }
 
 // is compares the field's name without regard to letter case.
-func (f *field) is(name string) bool {
-	return len(f.name) == len(name) && strings.EqualFold(string(f.name), name)
+func (f *field) is(name string) bool { return equalFold(f.name, name) }
+
+// equalFold compares without regard to ASCII letter case. Equal length keeps out
+// what Unicode folds to ASCII: to strings.EqualFold the Kelvin sign is a k, and
+// "chun\u212aed" would be chunked to us but to no backend.
+func equalFold(b []byte, s string) bool {
+	return len(b) == len(s) && strings.EqualFold(string(b), s)
 }
 
 // framing is what a head says of its body and of the connection.
@@ -126,7 +131,7 @@ func parseRequestHead(data []byte, h *requestHead) error {
 			if h.minor == 0 {
 				continue // RFC 9110 section 10.1.1: an HTTP/1.0 client cannot mean it
 			}
-			if !strings.EqualFold(string(f.value), "100-continue") || h.expect100 {
+			if !equalFold(f.value, "100-continue") || h.expect100 {
 				return &headError{http.StatusExpectationFailed, "Expect other than 100-continue"}
 			}
 			h.expect100 = true
@@ -148,8 +153,12 @@ func parseRequestHead(data []byte, h *requestHead) error {
 			return err
 		}
 	}
-	if h.chunked && h.minor == 0 {
+	switch {
+	case h.chunked && h.minor == 0:
 		return malformed("Transfer-Encoding in HTTP/1.0")
+	case h.method == "CONNECT" && (h.chunked || h.contentLength >= 0):
+		// RFC 9110 section 9.3.6: content of CONNECT has no meaning, and so two of them.
+		return malformed("CONNECT with a body")
 	}
 	return nil
 }
@@ -177,10 +186,11 @@ func (h *requestHead) parseTarget(target []byte) error {
 		h.target = "*"
 		return nil
 	}
-	scheme, rest, ok := strings.Cut(string(target), "://")
-	if !ok || !strings.EqualFold(scheme, "http") && !strings.EqualFold(scheme, "https") {
+	scheme, after, ok := bytes.Cut(target, []byte("://"))
+	if !ok || !equalFold(scheme, "http") && !equalFold(scheme, "https") {
 		return malformed("request target is neither a path nor an http(s) URL")
 	}
+	rest := string(after)
 	authority, path := rest, "/"
 	if i := strings.IndexAny(rest, "/?"); i >= 0 {
 		authority, path = rest[:i], rest[i:]
@@ -310,6 +320,9 @@ func parseFields(data []byte, fields []field) ([]field, error) {
 		if !isFieldValue(value) {
 			return fields, malformed("control character in header %s", line[:colon])
 		}
+		if len(fields) == maxFields {
+			return fields, errHeadTooLarge
+		}
 		fields = append(fields, field{line: line, name: line[:colon], value: value})
 	}
 	return fields, nil
@@ -319,7 +332,6 @@ func parseFields(data []byte, fields []field) ([]field, error) {
 // connection lives on. Every combination that two parsers could read differently
 // is refused (RFC 9112 section 6.3, PROXYING.md section 11.1).
 func (f *framing) parseFraming(fields []field) error {
-	transferEncoding := false
 	for i := range fields {
 		fl := &fields[i]
 		switch {
@@ -333,10 +345,10 @@ func (f *framing) parseFraming(fields []field) error {
 			}
 			f.contentLength = n
 		case fl.is("Transfer-Encoding"):
-			if transferEncoding || !strings.EqualFold(string(fl.value), "chunked") {
-				return malformed("Transfer-Encoding other than chunked")
+			if f.chunked || !equalFold(fl.value, "chunked") {
+				return malformed("Transfer-Encoding other than chunked, once")
 			}
-			transferEncoding, f.chunked = true, true
+			f.chunked = true
 		case fl.is("Connection"):
 			for opt := range strings.SplitSeq(string(fl.value), ",") {
 				switch opt = strings.ToLower(strings.Trim(opt, " \t")); opt {
@@ -348,6 +360,9 @@ func (f *framing) parseFraming(fields []field) error {
 				case "upgrade":
 					f.upgrade = true
 				default:
+					if len(f.nominated) == maxNominated {
+						return malformed("too many Connection options")
+					}
 					f.nominated = append(f.nominated, opt)
 				}
 			}

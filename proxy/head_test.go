@@ -6,11 +6,10 @@ import (
 	"crypto/tls"
 	"io"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"os"
 )
 
 func newCertConfig(t testing.TB) *tls.Config {

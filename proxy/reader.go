@@ -2,8 +2,8 @@ package proxy
 
 import (
 	"bytes"
-	"errors"
 	"net"
+	"net/http"
 	"sync"
 )
 
@@ -13,6 +13,8 @@ const (
 	bufferSize   = 16 << 10 // one TLS record
 	maxHeadBytes = 128 << 10
 	maxLineBytes = 88 << 10
+	maxFields    = 1000 // header lines of a head
+	maxNominated = 64   // Connection options beside the known ones; every field is compared with each
 )
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
@@ -83,8 +85,8 @@ func (b *reader) giveBack() {
 }
 
 var (
-	errHeadTooLarge = errors.New("head or header line too large")
-	errBareLF       = errors.New("line feed without carriage return")
+	errHeadTooLarge = &headError{http.StatusRequestHeaderFieldsTooLarge, "head or header line too large, or too many lines"}
+	errBareLF       = &headError{http.StatusBadRequest, "line feed without carriage return"}
 )
 
 // headScanner finds the end of an HTTP/1 head in a reader's buffer without

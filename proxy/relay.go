@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -46,6 +47,7 @@ var (
 	errClientGone   = errors.New("client closed the connection")
 	errClientSilent = errors.New("client sent nothing in time")
 	errUpstreamGone = errors.New("backend closed the idle connection")
+	errUnasked      = errors.New("backend sent bytes that no request asked for")
 	errShutdown     = errors.New("shutting down")
 )
 
@@ -95,46 +97,45 @@ func (s *session) serve(ctx context.Context) error {
 
 // readHead waits for the next request and returns its head.
 func (s *session) readHead() ([]byte, error) {
-	if s.in.buffered() == 0 {
-		if err := s.awaitRequest(); err != nil {
-			return nil, err
-		}
-	}
-	deadline := false
 	var scan headScanner
+	inTime := false // the head's deadline is set
 	for empties := 0; ; {
-		// RFC 9112 section 2.2: old clients send an extra CRLF behind a body.
-		if scan.scanned == 0 && empties < 2 && s.in.buffered() >= 2 && s.in.buf[s.in.r] == '\r' && s.in.buf[s.in.r+1] == '\n' {
-			s.in.r += 2
-			empties++
+		switch data := s.in.buf[s.in.r:s.in.w]; {
+		case len(data) == 0:
+			if err := s.awaitRequest(); err != nil {
+				return nil, err
+			}
 			continue
-		}
-		if s.in.buffered() > 0 && !(s.in.buffered() == 1 && s.in.buf[s.in.r] == '\r') {
-			if first := s.in.buf[s.in.r]; !tokenChars[first] {
-				return nil, malformed("no HTTP request: it begins with %q", first) // at once; a TLS hello in clear, say
+		case empties < 2 && bytes.HasPrefix(data, crlf):
+			// RFC 9112 section 2.2: old clients send an extra CRLF behind a body. It
+			// begins no request yet.
+			s.in.r += len(crlf)
+			empties++
+			inTime = false
+			continue
+		case len(data) == 1 && data[0] == '\r':
+		case !tokenChars[data[0]]: // refused at once; a TLS hello in clear, say
+			return nil, malformed("no HTTP request: it begins with %q", data[0])
+		default:
+			if head, err := scan.next(&s.in); head != nil || err != nil {
+				return head, err
 			}
-			data, err := scan.next(&s.in)
-			if data != nil || err != nil {
-				return data, err
-			}
 		}
-		if !deadline {
+		if !inTime {
 			// The head as a whole has its time, so that bytes sent one by one do
 			// not hold a connection for ever.
 			s.conn.SetReadDeadline(time.Now().Add(s.srv.opts.HeadTimeout))
-			deadline = true
+			inTime = true
 		}
-		if err := s.in.fill(); err != nil {
-			if isTimeout(err) {
-				return nil, &headError{http.StatusRequestTimeout, "request head not complete in time"}
-			}
-			if err == io.EOF && s.in.buffered() > 0 {
-				err = io.ErrUnexpectedEOF
-			}
-			return nil, err
+		if err := s.in.fill(); isTimeout(err) {
+			return nil, &headError{http.StatusRequestTimeout, "request head not complete in time"}
+		} else if err != nil {
+			return nil, errClientGone
 		}
 	}
 }
+
+var crlf = []byte("\r\n")
 
 // awaitRequest waits for the first byte of a request on an idle connection, and
 // meanwhile for the end of the backend connections: if one goes, so does the
@@ -160,8 +161,10 @@ func (s *session) awaitRequest() error {
 			return err
 		}
 	}
+	// Long idle periods hold no buffers.
 	s.in.release()
-	s.out = nil // long idle periods hold no buffers
+	s.out, s.head.fields, s.resp.fields = nil, nil, nil
+	s.clearWriteDeadline()
 	s.conn.SetReadDeadline(time.Now().Add(limit))
 	for _, su := range watched {
 		su.up.in.release()
@@ -170,7 +173,7 @@ func (s *session) awaitRequest() error {
 	err := s.in.fill()
 	for _, su := range watched {
 		if ended := su.up.unwatch(); ended != nil {
-			err = errUpstreamGone
+			err = ended
 		}
 	}
 	if isTimeout(err) {
@@ -186,14 +189,10 @@ const authenticatedIdle = 20 * time.Minute
 func (s *session) headFailed(err error) error {
 	var he *headError
 	switch {
-	case errors.Is(err, errHeadTooLarge):
-		he = &headError{http.StatusRequestHeaderFieldsTooLarge, err.Error()}
-	case errors.Is(err, errBareLF):
-		he = &headError{http.StatusBadRequest, err.Error()}
 	case errors.As(err, &he):
 	case err == io.EOF, errors.Is(err, errClientSilent), errors.Is(err, errShutdown):
 		return nil
-	case errors.Is(err, errUpstreamGone):
+	case errors.Is(err, errUpstreamGone), errors.Is(err, errUnasked):
 		return err
 	default:
 		return errClientGone
@@ -227,6 +226,14 @@ func (s *session) write(p []byte, limit time.Duration) error {
 		return errClientGone
 	}
 	return nil
+}
+
+// clearWriteDeadline is for long waits, in which the TLS layer may write by itself,
+// to answer a key update (RFC 8446 section 4.6.3): the deadline of the last
+// response, long past by then, would break the connection.
+func (s *session) clearWriteDeadline() {
+	s.conn.SetWriteDeadline(time.Time{})
+	s.writeBy = time.Time{}
 }
 
 // linger closes the sending side and takes what the client is still sending, for

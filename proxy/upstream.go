@@ -23,7 +23,7 @@ type upstream struct {
 	closed  atomic.Bool
 
 	watchDone chan struct{} // while idle: closed when the watcher is through
-	watchErr  error
+	watchErr  error         // how the connection ended; valid after watchDone
 }
 
 // dialFunc is net.Dialer.DialContext's shape.
@@ -116,17 +116,44 @@ func (u *upstream) watch(onEnd func()) {
 	u.conn.SetReadDeadline(time.Time{}) // the last exchange left one
 	go func() {
 		defer close(u.watchDone)
-		err := u.in.fill()
-		if isTimeout(err) {
-			return // unwatch
+		if u.watchErr = idleRead(u.in.fill()); u.watchErr != nil {
+			onEnd()
 		}
-		if err == nil {
-			err = errors.New("bytes from the backend that no request asked for")
-		}
-		u.watchErr = err
-		onEnd()
 	}()
 }
+
+// idleRead is what the outcome of a read on an idle connection says: nil, if
+// nothing came in time, is the only good one.
+func idleRead(err error) error {
+	switch {
+	case isTimeout(err):
+		return nil
+	case err == nil:
+		return errUnasked
+	}
+	return errUpstreamGone
+}
+
+// quiet returns nil if the connection may carry a further request: it is open, and
+// nothing has come behind the last response. What has would be taken for the
+// answer to the next request, and every answer after it for another's.
+func (u *upstream) quiet() error {
+	if u.in.buffered() > 0 {
+		return errUnasked
+	}
+	// A deadline in the past leaves the socket alone and shows what the TLS layer
+	// holds. If there is something in the socket it is read: it may be only a
+	// session ticket, which is no answer to anything.
+	deadline := past
+	if readable(u.raw) {
+		deadline = time.Now().Add(ticketWait)
+	}
+	u.conn.SetReadDeadline(deadline)
+	return idleRead(u.in.fill())
+}
+
+// ticketWait is how long the rest of a TLS record whose beginning is here may take.
+const ticketWait = 20 * time.Millisecond
 
 // unwatch ends watch and returns how the connection ended, nil if it lives.
 func (u *upstream) unwatch() error {
