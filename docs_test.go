@@ -1,0 +1,200 @@
+package autodgate_test
+
+import (
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/autodgate/autodgate/config"
+	"github.com/autodgate/autodgate/directory"
+	"github.com/autodgate/autodgate/proxy"
+)
+
+var update = flag.Bool("update", false, "rewrite docs/config.md")
+
+// docs/config.md is what the program prints.
+func TestReferenceIsGenerated(t *testing.T) {
+	const file = "docs/config.md"
+	if *update {
+		if err := os.WriteFile(file, config.Reference(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if read(t, file) != string(config.Reference()) {
+		t.Errorf("%s is not what config.Reference prints; go test . -update rewrites it", file)
+	}
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// documents are all pages that people read.
+func documents(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("docs/*.md")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	return append(files, "README.md", "CONTRIBUTING.md")
+}
+
+// block is what stands between two fences.
+type block struct{ info, text, place string }
+
+func blocks(t *testing.T, file string) (all []block) {
+	t.Helper()
+	var b *block
+	for i, line := range strings.Split(read(t, file), "\n") {
+		switch info, fence := strings.CutPrefix(line, "```"); {
+		case fence && b == nil:
+			b = &block{info: info, place: fmt.Sprintf("%s:%d", file, i+1)}
+		case fence:
+			all = append(all, *b)
+			b = nil
+		case b != nil:
+			b.text += line + "\n"
+		}
+	}
+	if b != nil {
+		t.Errorf("%s: the block does not end", b.place)
+	}
+	return all
+}
+
+// What is shown works. A block of YAML is a configuration that loads without a word (`yaml config`), one that loads with
+// warnings (`yaml config warns`), or a mailboxes file (`yaml mailboxes`).
+func TestConfigsInTheDocuments(t *testing.T) {
+	seen := map[string]int{}
+	for _, file := range documents(t) {
+		for _, b := range blocks(t, file) {
+			seen[b.info]++
+			switch b.info {
+			case "yaml config", "yaml config warns":
+				_, report := config.Parse(b.place, []byte(b.text))
+				if warns := len(report.Problems) > 0; !report.OK() || warns != strings.HasSuffix(b.info, "warns") {
+					t.Errorf("%s: %s:\n%s", b.place, b.info, report)
+				}
+			case "yaml mailboxes":
+				name := filepath.Join(t.TempDir(), "mailboxes.yaml")
+				if err := os.WriteFile(name, []byte(b.text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				dir, err := directory.Open(name, zerolog.New(zerolog.NewTestWriter(t)), directory.PollInterval(-1))
+				if err != nil {
+					t.Errorf("%s: %v", b.place, err)
+				} else if err := dir.Close(); err != nil {
+					t.Error(err)
+				}
+			case "sh", "sh serve": // run by .ci/docs
+			case "text", "console": // shown, not run
+			default:
+				t.Errorf("%s: who checks a block %q?", b.place, b.info)
+			}
+		}
+	}
+	for _, kind := range []string{"yaml config", "yaml config warns", "yaml mailboxes", "sh", "sh serve"} {
+		if seen[kind] == 0 {
+			t.Errorf("no block %q was found", kind)
+		}
+	}
+	if _, report, err := config.Load("docs/first/autodgate.yaml"); err != nil || len(report.Problems) > 0 {
+		t.Errorf("docs/first/autodgate.yaml: %v\n%s", err, report)
+	}
+}
+
+// Links between the documents lead somewhere.
+func TestLinks(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`)
+	found := 0
+	for _, file := range documents(t) {
+		for _, m := range link.FindAllStringSubmatch(read(t, file), -1) {
+			found++
+			if _, err := os.Stat(filepath.Join(filepath.Dir(file), m[1])); err != nil {
+				t.Errorf("%s: %v", file, err)
+			}
+		}
+	}
+	if found < 10 {
+		t.Errorf("found only %d links", found)
+	}
+}
+
+// What the table of symptoms quotes from the log are words of the program.
+func TestSymptomsQuoteTheProgram(t *testing.T) {
+	var source strings.Builder
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && path != "." && strings.HasPrefix(d.Name(), "."):
+			return fs.SkipDir
+		case strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go"):
+			source.WriteString(read(t, path))
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(read(t, "README.md"), "\n## Symptoms")
+	section, _, _ = strings.Cut(section, "\n## ")
+	ours := []string{
+		// Words of crypto/tls.
+		"bad record MAC", "client requested unsupported application protocols",
+		// Names of fields, keys, values and commands.
+		"check", "conn", "remote", "redirect", "passthrough", "default: true", "virtual_directories", "response_timeout",
+	}
+	quotes := 0
+	for line := range strings.SplitSeq(section, "\n") {
+		cells := strings.Split(line, "|")
+		if len(cells) != 5 {
+			continue
+		}
+		for i, quote := range strings.Split(cells[3], "`") {
+			if i%2 == 0 || slices.Contains(ours, quote) {
+				continue
+			}
+			quotes++
+			if !strings.Contains(source.String(), quote) {
+				t.Errorf("the program never says %q:\n%s", quote, line)
+			}
+		}
+	}
+	if quotes < 15 {
+		t.Errorf("found only %d quotations", quotes)
+	}
+}
+
+// The table of what is published is the preset.
+func TestPublishedDirectories(t *testing.T) {
+	page := read(t, "docs/bridging.md")
+	for _, d := range proxy.Preset() {
+		if d.Access != proxy.Publish {
+			if want := "`" + d.Name + "` is denied"; !strings.Contains(page, want) {
+				t.Errorf("docs/bridging.md does not say: %s", want)
+			}
+			continue
+		}
+		short := func(d time.Duration) string { return fmt.Sprintf("%dm", int(d.Minutes())) }
+		want := fmt.Sprintf("| `%s` | %s | %s | %s | %s |", d.Name, strings.Join(d.Prefixes, ", "), strings.Join(d.Methods, " "),
+			short(d.RequestIdle), short(d.ResponseIdle))
+		if !strings.Contains(strings.ToLower(page), strings.ToLower(want)) {
+			t.Errorf("docs/bridging.md lacks the line\n%s", want)
+		}
+	}
+}
