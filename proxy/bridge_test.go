@@ -181,6 +181,7 @@ func TestClientGoneClosesBackend(t *testing.T) {
 	} {
 		for _, when := range []string{"idle", "long poll", "silent stream", "mid body"} {
 			t.Run(tc.name+", "+when, func(t *testing.T) {
+				t.Parallel()
 				b := newRecorder(t, func(c *recorded) {
 					c.head()
 					switch when {
@@ -232,6 +233,7 @@ func TestHalfClosedClientIsAnswered(t *testing.T) {
 		}
 	}
 	t.Run("close_notify, long poll", func(t *testing.T) {
+		t.Parallel()
 		b := newRecorder(t, answer(2*halfCloseGrace))
 		f := newFront(t, nil, b.backend())
 		c := f.dial("mail.contoso.com")
@@ -242,6 +244,7 @@ func TestHalfClosedClientIsAnswered(t *testing.T) {
 		}
 	})
 	t.Run("FIN", func(t *testing.T) {
+		t.Parallel()
 		b := newRecorder(t, answer(300*time.Millisecond))
 		f := newFront(t, nil, b.backend())
 		c := f.dial("mail.contoso.com")
@@ -374,6 +377,7 @@ func TestExpectEndToEnd(t *testing.T) {
 
 // a backend that never says 100 does not stall a client that waits for it.
 func TestExpectTimesOut(t *testing.T) {
+	t.Parallel()
 	b := newRecorder(t, echo)
 	f := newFront(t, nil, b.backend())
 	c := f.dial("mail.contoso.com")

@@ -185,7 +185,7 @@ func newFront(t testing.TB, change func(*front, *Options, *Table), backends ...*
 	f := &front{t: t, roots: x509.NewCertPool(), log: &lockedBuffer{}}
 	f.cert = newCertificate(t, "mail.contoso.com", "autodiscover.contoso.com", "other.contoso.com", "autodiscover.fabrikam.com")
 	f.roots.AddCert(f.cert.Leaf)
-	f.site = &Site{Name: "hq", Backends: backends, ConnectTimeout: 2 * time.Second}
+	f.site = &Site{Name: "hq", Backends: backends, ConnectTimeout: 20 * time.Second}
 	conf := &tls.Config{Certificates: []tls.Certificate{f.cert}, NextProtos: []string{"http/1.1"}, DynamicRecordSizingDisabled: true}
 	f.mail = &Host{Name: "mail.contoso.com", Mode: Bridge, TLS: conf, Policy: "p", Site: f.site, VirtualDirectories: Preset()}
 	table := &Table{Hosts: map[string]*Host{
