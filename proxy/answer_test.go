@@ -126,6 +126,7 @@ func TestLocalBodyLimit(t *testing.T) {
 // A client that does not send the body it announced holds a handler for the time
 // of a head, and gets 408; one that leaves gets nothing.
 func TestLocalBodyStalls(t *testing.T) {
+	t.Parallel()
 	f := newAnswer(t, func(w http.ResponseWriter, r *http.Request) { io.ReadAll(r.Body) })
 	for _, text := range []string{"Content-Length: 10\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n5\r\nab"} {
 		c := f.dial("other.contoso.com")

@@ -167,6 +167,7 @@ func TestBackendClosesInsteadOfAnswering(t *testing.T) {
 // the client closes, the backend connection is closed within a second,
 // also in the middle of a long poll.
 func TestClientGoneClosesBackend(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name string
 		gone func(c *client)
@@ -223,6 +224,7 @@ func TestClientGoneClosesBackend(t *testing.T) {
 
 // G14, R-4.5: a client that half-closes after its request still gets its answer.
 func TestHalfClosedClientIsAnswered(t *testing.T) {
+	t.Parallel()
 	answer := func(after time.Duration) func(c *recorded) {
 		return func(c *recorded) {
 			if _, err := c.head(); err != nil {
@@ -574,6 +576,7 @@ func TestKeepAlive(t *testing.T) {
 
 // a response that breaks off is not completed by us.
 func TestTruncatedResponse(t *testing.T) {
+	t.Parallel()
 	for _, resp := range []string{
 		"HTTP/1.1 200 Success\r\nContent-Length: 100\r\n\r\nshort",
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",

@@ -26,6 +26,7 @@ func quick(request, response time.Duration) func(*front, *Options, *Table) {
 // Expect in its combinations: who asked is told once, who did not
 // ask is told nothing, and the connection is good for another request.
 func TestExpectCombinations(t *testing.T) {
+	t.Parallel()
 	const (
 		cont = "HTTP/1.1 100 Continue\r\n\r\n"
 		ok   = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -103,6 +104,7 @@ func TestExpectCombinations(t *testing.T) {
 // bytes in either direction re-arm the limits; silence in both ends the
 // exchange, with the status of the side that owed something.
 func TestSilence(t *testing.T) {
+	t.Parallel()
 	const pause, rounds = 250 * time.Millisecond, 5 // together much longer than the limits
 	limits := quick(600*time.Millisecond, 800*time.Millisecond)
 	t.Run("upload re-arms", func(t *testing.T) {
@@ -317,6 +319,7 @@ func TestLargeHeads(t *testing.T) {
 // A client that half-closes, in any phase, gets what it has asked for; one whose
 // request is incomplete gets nothing, and the backend is let go.
 func TestHalfCloseInEachPhase(t *testing.T) {
+	t.Parallel()
 	script := func(c *recorded) {
 		for {
 			r, err := http.ReadRequest(c.br)

@@ -10,11 +10,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"flag"
 	"fmt"
 	"io"
 	"math/big"
 	"net"
 	"net/http"
+	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +25,16 @@ import (
 
 	"github.com/rs/zerolog"
 )
+
+// TestMain lets more tests run side by side than there are processors: most of
+// them wait.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if runtime.GOMAXPROCS(0) < 8 {
+		flag.Set("test.parallel", "8")
+	}
+	os.Exit(m.Run())
+}
 
 // newCertificate makes a self-signed certificate for the names.
 func newCertificate(t testing.TB, names ...string) tls.Certificate {

@@ -196,6 +196,7 @@ func TestShutdownUnderLoad(t *testing.T) {
 // through idle times, head times and long polls, each longer than what was set
 // before.
 func TestDeadlinesDoNotOutliveTheirPhase(t *testing.T) {
+	t.Parallel()
 	b := newRecorder(t, func(c *recorded) {
 		for {
 			r, err := http.ReadRequest(c.br)
@@ -247,6 +248,7 @@ func TestDeadlinesDoNotOutliveTheirPhase(t *testing.T) {
 // The moment at which waiting for a backend is handed to a second goroutine is
 // like any other: answers just before, at and after it all arrive.
 func TestAnswersAroundQuickWait(t *testing.T) {
+	t.Parallel()
 	b := newRecorder(t, func(c *recorded) {
 		for {
 			h, err := c.head()
@@ -289,6 +291,7 @@ func TestAnswersAroundQuickWait(t *testing.T) {
 // Requests sent ahead wait their turn, also behind a long poll and while a
 // response streams, and each gets its own answer.
 func TestPipelinedBehindWaits(t *testing.T) {
+	t.Parallel()
 	b := newRecorder(t, func(c *recorded) {
 		for {
 			h, err := c.head()
@@ -332,6 +335,7 @@ func TestPipelinedBehindWaits(t *testing.T) {
 // while the client has sent more than was read: closing at once would reset the
 // connection and destroy what is under way (RFC 9112 section 9.6).
 func TestClosingDestroysNothing(t *testing.T) {
+	t.Parallel()
 	const size = 6 << 20
 	b := newRecorder(t, func(c *recorded) {
 		c.head()

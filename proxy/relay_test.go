@@ -145,6 +145,7 @@ func TestMalformedChunkLater(t *testing.T) {
 
 // Heads that arrive byte by byte are heads; a head that does not end gets 408.
 func TestSlowHeads(t *testing.T) {
+	t.Parallel()
 	b := newRecorder(t, echo)
 	f := newFront(t, func(_ *front, o *Options, _ *Table) { o.HeadTimeout = 700 * time.Millisecond }, b.backend())
 	c := f.dial("mail.contoso.com")
@@ -473,6 +474,7 @@ func TestLocalHandler(t *testing.T) {
 // Shutdown: idle connections end, a request in progress is answered and told to
 // close, and what does not end in time is cut.
 func TestShutdown(t *testing.T) {
+	t.Parallel()
 	release := make(chan struct{})
 	b := newRecorder(t, func(c *recorded) {
 		h, _ := c.head()

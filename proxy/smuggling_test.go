@@ -43,6 +43,7 @@ var statusLines = regexp.MustCompile(`HTTP/1\.1 (\d\d\d) `)
 // R-11.1: whatever a client sends, the backend sees exactly the requests that we
 // accepted, each once, and the client gets one answer for each.
 func TestRequestSmuggling(t *testing.T) {
+	t.Parallel()
 	const (
 		host  = "Host: mail.contoso.com\r\n"
 		evil  = "GET /owa/evil HTTP/1.1\r\n" + host + "\r\n"
