@@ -44,11 +44,12 @@ func (s *session) answer(ctx context.Context, rt route) (keep bool, err error) {
 		status, header, body = s.callHandler(ctx, rt.handler, rb)
 	}
 	if rb.broken != nil {
-		s.ev.cause = rb.broken.Error()
 		var he *headError
 		if !errors.As(rb.broken, &he) {
+			s.ev.in = rb.taken
 			return false, errClientGone
 		}
+		s.ev.cause = he.reason
 		status, header, body = he.status, nil, []byte(he.reason+"\n")
 	}
 	keep = h.persistent() && status != http.StatusRequestEntityTooLarge && !s.srv.closing.Load() && rb.broken == nil

@@ -211,11 +211,11 @@ func TestDeadlinesDoNotOutliveTheirPhase(t *testing.T) {
 		}
 	})
 	f := newFront(t, func(f *front, o *Options, tb *Table) {
-		o.HelloTimeout, o.HeadTimeout, o.IdleTimeout = 300*time.Millisecond, 300*time.Millisecond, 2*time.Second
+		o.HelloTimeout, o.HeadTimeout, o.IdleTimeout = 500*time.Millisecond, 500*time.Millisecond, 4*time.Second
 		f.mail.VirtualDirectories = Preset()
 		for i := range f.mail.VirtualDirectories {
 			d := &f.mail.VirtualDirectories[i]
-			d.RequestIdle, d.ResponseIdle = 300*time.Millisecond, time.Second // silence, scaled
+			d.RequestIdle, d.ResponseIdle = 500*time.Millisecond, 4*time.Second // silence, scaled
 		}
 	}, b.backend())
 	c := f.dial("mail.contoso.com")
@@ -223,9 +223,9 @@ func TestDeadlinesDoNotOutliveTheirPhase(t *testing.T) {
 		text string
 		wait time.Duration
 	}{
-		{get("/owa/"), 400 * time.Millisecond},
+		{get("/owa/"), 600 * time.Millisecond},
 		{"POST /owa/ HTTP/1.1\r\nHost: mail.contoso.com\r\nContent-Length: 3\r\n\r\n|abc", 600 * time.Millisecond},
-		{"POST /Microsoft-Server-ActiveSync?Cmd=Ping HTTP/1.1\r\nHost: mail.contoso.com\r\nContent-Length: 3\r\n\r\nabc", 400 * time.Millisecond},
+		{"POST /Microsoft-Server-ActiveSync?Cmd=Ping HTTP/1.1\r\nHost: mail.contoso.com\r\nContent-Length: 3\r\n\r\nabc", 600 * time.Millisecond},
 		{get("/nowhere"), 600 * time.Millisecond},
 		{"GET /owa/ HTTP/1.1\r\n|Host: mail.contoso.com\r\n\r\n", 20 * time.Millisecond},
 		{"POST /Microsoft-Server-ActiveSync?Cmd=Ping HTTP/1.1\r\nHost: mail.contoso.com\r\nTransfer-Encoding: chunked\r\n\r\n|1\r\na\r\n|0\r\n\r\n", 700 * time.Millisecond},
