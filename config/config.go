@@ -92,15 +92,6 @@ func (h *Host) Mode() Mode {
 	return ModeSite
 }
 
-// InEffect reports whether the certificate is of a sort that this version serves. Hellos for a host whose certificate is
-// not are refused.
-func (c *Certificate) InEffect() bool { return c.Source == "self_signed" || c.Cert != "" }
-
-// For reports whether hellos without a name that arrive on the listen address land here.
-func (d Default) For(address string) bool {
-	return d.Everywhere || slices.Contains(d.Listeners, address)
-}
-
 // Path is a published, internal or denied path of a host.
 type Path struct {
 	Prefix          string // in lower case, to be matched on segment borders and without regard to case
@@ -148,15 +139,4 @@ func (s Server) url() *url.URL {
 		return &url.URL{}
 	}
 	return u
-}
-
-// Addresses returns host:port of the servers that take new connections, in the order of the file.
-func (s *Site) Addresses() []string {
-	var out []string
-	for _, server := range s.Servers {
-		if !server.Drain {
-			out = append(out, server.Address())
-		}
-	}
-	return out
 }

@@ -290,11 +290,8 @@ internal_networks: [10.0.0.0/8, 192.0.2.1, "2001:db8::1"]
 		{Prefix: "/ecp", Name: "ecp", Access: "internal"},
 		{Prefix: "/microsoft-server-activesync", Name: "activesync", Upgrade: true},
 	})
-	eq("default of :443", mail.Default.For(":443"), false)
-	eq("default of :8443", mail.Default.For("[2001:db8::1]:8443"), true)
-	eq("files in effect", mail.Certificate.InEffect(), true)
-	eq("self_signed in effect", c.Hosts["lab.contoso.com"].Certificate.InEffect(), true)
-	eq("acme in effect", c.Hosts["acme.contoso.com"].Certificate.InEffect(), false)
+	eq("default everywhere", mail.Default.Everywhere, false)
+	eq("default listeners", mail.Default.Listeners, []string{"[2001:db8::1]:8443"})
 	eq("passthrough to a site", c.Hosts["eas.contoso.com"].Passthrough, &Passthrough{Site: "hq"})
 	eq("passthrough to backends", c.Hosts["imap.contoso.com"].Passthrough, &Passthrough{Backends: []string{"cas09.contoso.local:443", "[::1]:8443"}})
 	for name, mode := range map[string]Mode{
@@ -308,7 +305,6 @@ internal_networks: [10.0.0.0/8, 192.0.2.1, "2001:db8::1"]
 	eq("address", hq.Servers[0].Address(), "cas01.contoso.local:443")
 	eq("host", hq.Servers[2].Host(), "2001:db8::5")
 	eq("scheme", hq.Servers[2].Scheme(), "https")
-	eq("addresses without the draining one", hq.Addresses(), []string{"cas01.contoso.local:443", "[2001:db8::5]:443"})
 	var networks []string
 	for _, p := range c.InternalNetworks {
 		networks = append(networks, p.String())

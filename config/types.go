@@ -51,7 +51,8 @@ type Listen struct {
 	Submissions []string `yaml:"submissions" kind:"listen" default:"[]" example:"[\":465\"]"`
 	// Who may send a PROXY protocol header (version 1 or 2). A bare address counts as itself alone.
 	ProxyProtocolFrom []netip.Prefix `yaml:"proxy_protocol_from" default:"[]" example:"[10.0.0.0/8]"`
-	// Whose X-Forwarded-* headers are kept and appended to. Everybody else's are removed.
+	// The proxies in front: the client is the one that their X-Forwarded-For names, and the header is continued. Everybody
+	// else's X-Forwarded-* headers are removed.
 	TrustedProxies []netip.Prefix `yaml:"trusted_proxies" default:"[]" example:"[10.0.0.0/8]"`
 }
 

@@ -44,7 +44,7 @@ func (v validator) notInEffect() {
 	for _, name := range ordered(v, sitesPath, v.c.Sites) {
 		s, p := v.c.Sites[name], sitesPath.key(name)
 		if s.Exchange != "" {
-			say(p.key("exchange"), later, "the presets of an Exchange version are not in effect yet: a TCP connect is the health check, and there is no affinity beyond the connection")
+			say(p.key("exchange"), later, "the presets of an Exchange version are not in effect yet: a server is left out only while it cannot be connected to, and there is no affinity beyond the connection")
 		}
 		if s.ExtendedProtection == "auto" {
 			say(p.key("extended_protection"), "until then: off", "extended_protection is not in effect yet: certificates that differ are not noticed, and clients that bind to them fail to log in")

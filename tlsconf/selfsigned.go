@@ -62,7 +62,8 @@ type SelfSigned struct {
 var _ Source = (*SelfSigned)(nil)
 
 // NewSelfSigned takes the certificate kept in o.Dir if it has these names and lasts, and makes one otherwise. extra are
-// further names or IP addresses. The error is about the names or about o.Dir.
+// further names or IP addresses. The error is about the names. A certificate that cannot be kept in o.Dir is served all the
+// same, and the log says so.
 func NewSelfSigned(shortName, fqdn string, extra []string, o SelfSignedOptions) (*SelfSigned, error) {
 	names, err := selfSignedNames(shortName, fqdn, extra)
 	if err != nil {
@@ -77,8 +78,11 @@ func NewSelfSigned(shortName, fqdn string, extra []string, o SelfSignedOptions) 
 		if !errors.Is(err, fs.ErrNotExist) {
 			s.log.Warn().Err(err).Msg("stored self-signed certificate not used")
 		}
-		if err = s.renew(); err != nil {
+		if err = s.renew(); s.current.Load() == nil {
 			return nil, err
+		}
+		if err != nil {
+			s.log.Error().Err(err).Msg("self-signed certificate not kept: the next start makes another one, which clients trust no more than this one")
 		}
 	}
 	leaf := s.Leaf()

@@ -133,8 +133,14 @@ func TestSelfSignedStorage(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(dir, ".self-signed-*")); err != nil || len(left) != 0 {
 		t.Errorf("temporary files left: %v %v", left, err)
 	}
-	if _, err := NewSelfSigned("a", "a.example", nil, SelfSignedOptions{Dir: file, Key: ECDSAP256}); err == nil || !strings.Contains(err.Error(), "not a directory") {
-		t.Errorf("a file where the directory should be: %v", err)
+	// What cannot be kept is served all the same, and said.
+	src, err := NewSelfSigned("a", "a.example", nil, SelfSignedOptions{Dir: file, Key: ECDSAP256, Log: zerolog.New(log)})
+	if err != nil {
+		t.Fatalf("a file where the directory should be: %v", err)
+	}
+	defer src.Close()
+	if !Covers(src.Leaf(), "a.example") || !strings.Contains(log.String(), "not a directory") || !strings.Contains(log.String(), "self-signed certificate not kept") {
+		t.Errorf("a file where the directory should be; log:\n%s", log)
 	}
 }
 

@@ -78,7 +78,7 @@ func (t *Trace) WriteText(w io.Writer, o Render) error {
 	}
 	b := bufio.NewWriter(w)
 	p := &printer{w: b, o: o, width: cmp.Or(o.Width, 100)}
-	fmt.Fprintf(b, "%s finds the server of %s\n", t.Client, t.Address)
+	fmt.Fprintf(b, "%s looks for the server of %s\n", t.Client, t.Address)
 	p.steps(t.Steps, "")
 	p.result(t)
 	return b.Flush()

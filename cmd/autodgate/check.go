@@ -24,15 +24,20 @@ certificates, mailboxes.
 Exit status: 0 all is fine, 1 a file is not, 2 the configuration does not load.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
-			cfg, err := loadConfig(out, file)
+			cfg, report, err := readConfig(file)
+			fmt.Fprint(out, report.String())
 			if err != nil {
 				return err
 			}
 			problems := checkFiles(out, cfg)
 			if problems > 0 {
-				return notFine(fmt.Errorf("%s loads, but %s", file, count(problems, "file problem")))
+				return notFine(fmt.Errorf("%s loads, but %s it names cannot be used", file, count(problems, "file")))
 			}
-			fmt.Fprintf(out, "%s: fine: %s, %s, %s\n", file, count(len(cfg.Hosts), "host"), count(len(cfg.Sites), "site"), count(len(cfg.Domains), "domain"))
+			fine := "fine"
+			if n := len(report.Warnings()); n > 0 {
+				fine += ", with " + count(n, "warning")
+			}
+			fmt.Fprintf(out, "%s: %s: %s, %s, %s\n", file, fine, count(len(cfg.Hosts), "host"), count(len(cfg.Sites), "site"), count(len(cfg.Domains), "domain"))
 			return nil
 		},
 	}

@@ -39,6 +39,9 @@ gets until it is asked. Basic is never sent unless --allow-basic says so.
 
 Exit status: 0 the client would connect, 1 it would not, 2 wrong usage.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if at := strings.LastIndexByte(args[0], '@'); at <= 0 || at == len(args[0])-1 {
+				return badUsage(fmt.Errorf("%s is not a mail address; give one such as pat@contoso.com", args[0]))
+			}
 			profile, ok := discovery.Find(o.client)
 			if !ok {
 				return badUsage(fmt.Errorf("--client: there is no %q; there are %s", o.client, strings.Join(clients, ", ")))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	stdlog "log"
 	"net"
 	"net/http"
 	"os"
@@ -108,7 +109,7 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 			return nil, closers, err
 		}
 	}
-	var answer http.Handler
+	var answer *autodiscover.Handler
 	if slices.ContainsFunc(cfg.HostNames(), func(n string) bool { return cfg.Hosts[n].Answer }) {
 		var dir io.Closer
 		if answer, dir, err = f.buildAnswer(cfg); err != nil {
@@ -170,6 +171,7 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 			table.Defaults[address] = h
 		}
 	}
+	f.answer = answer
 	return table, closers, nil
 }
 
@@ -284,7 +286,7 @@ func (f *frontDoor) certificate(cfg *config.Config, name string, h *config.Host)
 }
 
 // buildAnswer makes the Autodiscover handler and opens the mailboxes.
-func (f *frontDoor) buildAnswer(cfg *config.Config) (http.Handler, io.Closer, error) {
+func (f *frontDoor) buildAnswer(cfg *config.Config) (*autodiscover.Handler, io.Closer, error) {
 	o := autodiscover.Options{
 		Domains: map[string]autodiscover.Domain{}, InternalNetworks: cfg.InternalNetworks, Logger: f.log, Previous: f.answer,
 		Throttle: autodiscover.Limits{
@@ -298,8 +300,7 @@ func (f *frontDoor) buildAnswer(cfg *config.Config) (http.Handler, io.Closer, er
 		}
 	}
 	if cfg.Mailboxes == nil {
-		f.answer = autodiscover.NewHandler(o)
-		return f.answer, nil, nil
+		return autodiscover.NewHandler(o), nil, nil
 	}
 	var options []directory.Option
 	if f.lab {
@@ -310,8 +311,7 @@ func (f *frontDoor) buildAnswer(cfg *config.Config) (http.Handler, io.Closer, er
 		return nil, nil, fmt.Errorf("mailboxes: %w", err)
 	}
 	o.Directory = dir
-	f.answer = autodiscover.NewHandler(o)
-	return f.answer, dir, nil
+	return autodiscover.NewHandler(o), dir, nil
 }
 
 // noLimit translates the config's 0 (no limit) for a package whose 0 is the
@@ -362,7 +362,10 @@ func (f *frontDoor) listen() (err error) {
 	}
 	if f.cfg.Listen.Admin != "" {
 		var admin []string
-		f.adminServer = &http.Server{Handler: f.adminHandler(), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10}
+		f.adminServer = &http.Server{
+			Handler: f.adminHandler(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+			ErrorLog: stdlog.New(f.log.With().Str("listener", "admin").Logger(), "", 0),
+		}
 		serve := func(ln net.Listener, _ string) error { return f.adminServer.Serve(ln) }
 		if err := open([]string{f.cfg.Listen.Admin}, serve, &admin); err != nil {
 			return err

@@ -20,8 +20,9 @@ func newHealth() *cobra.Command {
 Exit status: 0 it is, 1 it is not or does not answer.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if file != "" {
-				cfg, err := loadConfig(io.Discard, file)
+				cfg, report, err := readConfig(file)
 				if err != nil {
+					fmt.Fprint(cmd.ErrOrStderr(), report.String())
 					return err
 				}
 				if address = cfg.Listen.Admin; address == "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -63,14 +64,9 @@ type labRow struct {
 
 // runLab brings the company and the front door up, runs everything and prints it.
 func runLab(ctx context.Context, out, logTo io.Writer, scenario *lab.Scenario, o labOptions) (err error) {
-	level := zerolog.WarnLevel
+	log := zerolog.Nop() // what the lab does on purpose needs no warning: the table tells
 	if o.verbose {
-		level = zerolog.DebugLevel
-	}
-	log := newLogger(logTo, config.Log{Level: level.String(), Format: "console"})
-	if !o.verbose {
-		// What the lab does on purpose needs no warning: the table tells.
-		log = zerolog.Nop()
+		log = newLogger(logTo, config.Log{Level: "debug", Format: "console"})
 	}
 	company, err := lab.Start(ctx, scenario, lab.Options{Logger: log})
 	if err != nil {
@@ -258,10 +254,22 @@ The lab is up.
 		fmt.Fprintf(out, "  curl -kv --connect-to %s:443:%s https://%s/    # the server's own certificate\n", flows.Passthrough.Host, https, flows.Passthrough.Host)
 	}
 	if basic != nil {
-		fmt.Fprintf(out, "  echo '%s' | autodgate discover %s --dns %s --ca %s --https-port %d --http-port %d --password-file - --allow-basic\n",
-			basic.Password, basic.Address, company.DNSAddr(), company.CAFile(), portOf(https), portOf(http))
+		fmt.Fprintf(out, "  echo '%s' | %s discover %s --dns %s --ca %s --https-port %d --http-port %d --password-file - --allow-basic\n",
+			basic.Password, programName(), basic.Address, company.DNSAddr(), company.CAFile(), portOf(https), portOf(http))
 	}
 	fmt.Fprintf(out, "\nInterrupt (Ctrl-C) ends it.\n")
+}
+
+// programName is how the user can call this program again.
+func programName() string {
+	exe, err := os.Executable()
+	switch {
+	case err != nil:
+		return "autodgate"
+	case strings.Contains(exe, "go-build"):
+		return "go run ./cmd/autodgate"
+	}
+	return exe
 }
 
 // wrap breaks text at blanks into lines of at most width characters.

@@ -40,7 +40,8 @@ func TestLabOnce(t *testing.T) {
 		t.Errorf("result line: %q", m)
 	}
 	for _, want := range []string{
-		"outlook-2007 finds the server of pat@contoso.com", "outlook-2016 finds", "activesync finds",
+		"outlook-2007 looks for the server of pat@contoso.com", "outlook-2016 looks", "activesync looks",
+		"result  prompt, 1 question, settings from https://mail.contoso.com/autodiscover/autodiscover.xml", "result  fails at GET http://autodiscover.tailspin.example",
 		"the server refused TLS with the alert unrecognized_name", "302 to https://mail.contoso.com/autodiscover/autodiscover.xml",
 		"ok    ntlm: ", "ok    crowd: 200 clients",
 	} {

@@ -52,11 +52,12 @@ func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 func run(args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
 	root := newRoot()
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	ran, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
@@ -68,7 +69,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if text := err.Error(); text != "" {
 		fmt.Fprintf(stderr, "autodgate: %s\n", text)
 		if ee == nil {
-			fmt.Fprintf(stderr, "Run 'autodgate --help' for the commands and their flags.\n")
+			fmt.Fprintf(stderr, "Run '%s --help' to see what there is.\n", ran.CommandPath())
 		}
 	}
 	return code

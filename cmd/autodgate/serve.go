@@ -24,11 +24,14 @@ func newServe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "serve --config FILE", Short: "Run the front door until a signal; SIGHUP reloads", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := loadConfig(cmd.ErrOrStderr(), file)
+			cfg, report, err := readConfig(file)
 			if err != nil {
+				fmt.Fprint(cmd.ErrOrStderr(), report.String())
 				return err
 			}
-			return serve(cmd.Context(), cfg, file, newLogger(cmd.ErrOrStderr(), cfg.Log))
+			log := newLogger(cmd.ErrOrStderr(), cfg.Log)
+			logWarnings(log, report)
+			return serve(cmd.Context(), cfg, file, log)
 		},
 	}
 	configFlag(cmd, &file)
@@ -43,17 +46,24 @@ func configFlag(cmd *cobra.Command, file *string) {
 	}
 }
 
-// loadConfig reads a configuration and prints what there is to say about it.
-func loadConfig(w io.Writer, file string) (*config.Config, error) {
+// readConfig reads a configuration; what there is to say about it is in the report.
+func readConfig(file string) (*config.Config, config.Report, error) {
 	cfg, report, err := config.Load(file)
 	if err != nil {
-		return nil, badUsage(err)
+		return nil, report, badUsage(err)
 	}
-	fmt.Fprint(w, report.String())
 	if !report.OK() {
-		return nil, badUsage(fmt.Errorf("%s does not load: %s", file, count(len(report.Errors()), "error")))
+		return nil, report, badUsage(fmt.Errorf("%s does not load: %s", file, count(len(report.Errors()), "error")))
 	}
-	return cfg, nil
+	return cfg, report, nil
+}
+
+// logWarnings logs what a configuration that loads is warned about: beside a
+// running program nobody reads a report.
+func logWarnings(log zerolog.Logger, report config.Report) {
+	for _, p := range report.Warnings() {
+		log.Warn().Str("config", p.Path).Int("line", p.Line).Str("want", p.Want).Msg(p.Message)
+	}
 }
 
 func count(n int, what string) string {
@@ -108,11 +118,12 @@ func serve(ctx context.Context, cfg *config.Config, file string, log zerolog.Log
 
 // reloadFile loads the configuration again. A bad one keeps the old table.
 func reloadFile(f *frontDoor, file string) {
-	cfg, report, err := config.Load(file)
-	if err == nil && !report.OK() {
-		err = errors.New(report.String())
+	cfg, report, err := readConfig(file)
+	for _, p := range report.Errors() {
+		f.log.Error().Str("config", p.Path).Int("line", p.Line).Str("want", p.Want).Msg(p.Message)
 	}
 	if err == nil {
+		logWarnings(f.log, report)
 		err = f.reload(cfg)
 	}
 	if err != nil {
