@@ -22,10 +22,9 @@ type body struct {
 	kind bodyKind
 	src  *reader
 	// left is what remains of the body (lengthBody) or of the current chunk.
-	left  int64
-	state chunkState
-	// limitExtra bounds what chunk framing may cost beside the payload.
-	trailer int
+	left    int64
+	state   chunkState
+	trailer int // bytes of trailer lines so far
 	scan    int // how much of the line at hand has been looked at
 	done    bool
 }

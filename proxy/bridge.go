@@ -428,6 +428,7 @@ func (x *exchange) continueOwed() bool {
 func (x *exchange) startUplink() {
 	x.started = true
 	x.s.clearWriteDeadline()
+	x.up.conn.SetWriteDeadline(time.Time{}) // as there; IIS renews its keys too
 	x.stop, x.bodyDone, x.ended = make(chan struct{}), make(chan struct{}), make(chan struct{})
 	if x.body.done {
 		close(x.bodyDone)
@@ -494,6 +495,7 @@ func (x *exchange) uplink() {
 	if !x.bodySent() {
 		err := x.sendBody()
 		if err == nil {
+			x.up.conn.SetWriteDeadline(time.Time{})
 			close(x.bodyDone)
 		} else {
 			x.bodyErr = err

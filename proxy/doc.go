@@ -13,8 +13,8 @@
 // file named after it: accept.go, hello.go, decide.go, passthrough.go,
 // terminate.go, relay.go, route.go, redirect.go, answer.go, bridge.go. Beside
 // them stand what they share: table.go (what names mean), head.go and body.go
-// (HTTP/1.1 heads and framing, strict), forward.go (which header lines cross),
-// upstream.go (the connection to a backend), accesslog.go.
+// (HTTP/1.1 heads and framing, strict) on reader.go, forward.go (which header lines
+// cross), upstream.go (the connection to a backend), accesslog.go.
 //
 // Two rules hold everywhere. One goroutine owns a client connection and its one
 // backend connection per site; backend connections are never pooled, because

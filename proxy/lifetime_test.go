@@ -10,11 +10,14 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os/exec"
 	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/autodgate/autodgate/internal/peer"
 )
 
 // settled waits until no more goroutines run than before, and fails with their
@@ -543,5 +546,63 @@ func TestLargeStreams(t *testing.T) {
 	}
 	if string(got.Sum(nil)) != string(want.Sum(nil)) {
 		t.Error("download is not what was sent")
+	}
+}
+
+// A key update that the client asks us to answer, long after the last response
+// (RFC 8446 section 4.6.3), does not break the connection on that response's write
+// deadline: between requests, and in a long poll.
+func TestKeyUpdateAfterSilence(t *testing.T) {
+	t.Parallel()
+	openssl := peer.Need(t, "openssl", "apt-get install openssl")
+	b := newRecorder(t, func(c *recorded) {
+		for {
+			h, err := c.head()
+			if err != nil {
+				return
+			}
+			if strings.Contains(h, "poll") {
+				time.Sleep(1200 * time.Millisecond)
+			}
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine")
+		}
+	})
+	f := newFront(t, func(f *front, o *Options, tb *Table) {
+		o.HeadTimeout, o.IdleTimeout = 5*time.Second, 10*time.Second
+		quick(400*time.Millisecond, 400*time.Millisecond)(f, o, tb)
+		for i := range f.mail.VirtualDirectories {
+			if d := &f.mail.VirtualDirectories[i]; d.Name == "activesync" {
+				d.ResponseIdle = 5 * time.Second
+			}
+		}
+	}, b.backend())
+	cmd := exec.Command(openssl, "s_client", "-connect", f.https, "-servername", "mail.contoso.com", "-tls1_3", "-quiet", "-no_ign_eof", "-crlf")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out lockedBuffer
+	cmd.Stdout = &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		text string
+		wait time.Duration
+	}{
+		{"GET /owa/ HTTP/1.1\nHost: mail.contoso.com\n\n", 600 * time.Millisecond},
+		{"K\n", 200 * time.Millisecond},
+		{"GET /Microsoft-Server-ActiveSync/poll HTTP/1.1\nHost: mail.contoso.com\n\n", 700 * time.Millisecond},
+		{"K\n", 1200 * time.Millisecond},
+		{"GET /owa/ HTTP/1.1\nHost: mail.contoso.com\n\n", 300 * time.Millisecond},
+	} {
+		io.WriteString(in, step.text)
+		time.Sleep(step.wait)
+	}
+	in.Close()
+	cmd.Process.Kill()
+	cmd.Wait()
+	if n := strings.Count(out.String(), "fine"); n != 3 {
+		t.Errorf("%d answers of 3: %q", n, out.String())
 	}
 }

@@ -113,7 +113,7 @@ func (u *upstream) close() {
 // called unless unwatch came first.
 func (u *upstream) watch(onEnd func()) {
 	u.watchDone, u.watchErr = make(chan struct{}), nil
-	u.conn.SetReadDeadline(time.Time{}) // the last exchange left one
+	u.conn.SetDeadline(time.Time{}) // the last exchange left them
 	go func() {
 		defer close(u.watchDone)
 		if u.watchErr = idleRead(u.in.fill()); u.watchErr != nil {
