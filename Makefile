@@ -1,7 +1,7 @@
 # What there is to do with autodgate. `make` alone builds it.
 #
 #   make build   the static binary, stamped with its version, in dist/
-#   make test    all tests with the race detector; gets the programs they use, where it may
+#   make test    all tests with the race detector; gets the programs they use, where it may. TESTFLAGS: more for go test
 #   make check   formatting and linters, then the tests
 #   make fuzz    every fuzz target for FUZZTIME each
 #   make lab     the simulated company behind the real front door
