@@ -144,7 +144,13 @@ func (s *Server) serveTLS(ctx context.Context, c *clientConn) error {
 	switch d.verdict {
 	case passOn:
 		site := d.host.Site
-		dial := func(ctx context.Context) (net.Conn, string, error) { return dialPassthrough(ctx, s.opts.Dial, site) }
+		dial := func(ctx context.Context) (c net.Conn, name string, err error) {
+			c, err = firstBackend(ctx, site, func(ctx context.Context, b *Backend, timeout time.Duration) (net.Conn, error) {
+				name = b.Name
+				return s.dial.tcp(ctx, b, timeout)
+			})
+			return c, name, err
+		}
 		backend, in, out, err := passthrough(ctx, c.conn, dial, c.log)
 		c.event.backend, c.event.in, c.event.out = backend, in, out
 		return err
@@ -163,7 +169,7 @@ func (s *Server) serveTLS(ctx context.Context, c *clientConn) error {
 
 // servePlain serves plain HTTP: the redirect site.
 func (s *Server) servePlain(ctx context.Context, c *clientConn) error {
-	c.event.mode = "http"
+	c.event.mode = modeHTTP
 	return s.relay(ctx, c, c.conn, nil)
 }
 
@@ -180,31 +186,10 @@ func (s *Server) helloFailed(c *clientConn, err error) error {
 		c.conn.Write(appendLocal(nil, http.StatusBadRequest, s.date(), nil,
 			[]byte("This port speaks HTTPS. Ask again with https://\n"), "close", false))
 		if c.conn.CloseWrite() == nil {
-			c.conn.SetReadDeadline(time.Now().Add(lingerTime))
-			io.CopyN(io.Discard, c.conn, lingerBytes)
+			discard(c.conn)
 		}
 	}
 	return err
-}
-
-// dialPassthrough dials the first backend of the site that answers.
-func dialPassthrough(ctx context.Context, dial dialFunc, site *Site) (net.Conn, string, error) {
-	var errs []error
-	timeout := site.ConnectTimeout
-	if timeout <= 0 {
-		timeout = defaultConnectTimeout
-	}
-	for _, b := range site.order() {
-		c, err := dialTCP(ctx, dial, b, timeout)
-		if err == nil {
-			return c, b.Name, nil
-		}
-		errs = append(errs, err)
-	}
-	if len(errs) == 0 {
-		errs = append(errs, fmt.Errorf("site %s has no servers", site.Name))
-	}
-	return nil, "", errors.Join(errs...)
 }
 
 // reset closes with RST instead of FIN.

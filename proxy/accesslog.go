@@ -13,6 +13,9 @@ import (
 	"github.com/rs/zerolog"
 )
 
+// modeHTTP is the mode of connections in clear.
+const modeHTTP = "http"
+
 // connEvent is what is logged of a connection: one line, at its end.
 type connEvent struct {
 	start    time.Time
@@ -27,19 +30,18 @@ type connEvent struct {
 	in, out  int64 // passthrough: bytes from and to the client
 }
 
-// write logs the connection. Its ends by peers are worth a debug line; a backend
-// that cannot be reached is worth an error.
+// write logs the connection. A backend that cannot be reached is an error; that a
+// peer went away is worth a word at the debug level only, and so is a connection
+// on which nothing was said, as port checks make them.
 func (ev *connEvent) write(c *clientConn, err error) {
 	var e *zerolog.Event
 	switch {
 	case errors.Is(err, errNoBackend):
 		e = c.log.Error()
-	case err != nil && !isPeerEnd(err):
-		e = c.log.Info()
-	case ev.mode == Passthrough.String():
-		e = c.log.Info()
-	default:
+	case err == nil && ev.mode == "" || err == nil && ev.mode == modeHTTP && ev.requests == 0:
 		e = c.log.Debug()
+	default:
+		e = c.log.Info()
 	}
 	e = e.Str("remote", c.remote.String()).Str("listener", c.listener)
 	if ev.peer.IsValid() {
@@ -65,7 +67,7 @@ func (ev *connEvent) write(c *clientConn, err error) {
 	if ev.refused {
 		msg = "connection refused"
 	}
-	if err != nil {
+	if err != nil && (!isPeerEnd(err) || c.log.GetLevel() <= zerolog.DebugLevel) {
 		e = e.Err(err)
 	}
 	e.Msg(msg)
@@ -82,6 +84,7 @@ func isPeerEnd(err error) bool {
 type requestEvent struct {
 	log    zerolog.Logger
 	remote netip.AddrPort
+	client netip.Addr // whom a trusted proxy names; not valid without one
 	debug  bool
 
 	start         time.Time
@@ -124,6 +127,14 @@ func (ev *requestEvent) upstream(u *upstream) {
 	ev.backend, ev.upstreamID, ev.reused = u.backend.Name, u.id, u.used
 }
 
+// from is the client's address as handlers are told it.
+func (ev *requestEvent) from() netip.AddrPort {
+	if ev.client.IsValid() {
+		return netip.AddrPortFrom(ev.client, 0)
+	}
+	return ev.remote
+}
+
 // fail records why a request could not be served.
 func (ev *requestEvent) fail(err error) { ev.cause, ev.failed = err.Error(), true }
 
@@ -138,6 +149,9 @@ func (ev *requestEvent) end(s *session, err error) {
 		e = ev.log.Warn()
 	}
 	e = e.Str("remote", ev.remote.String()).Str("method", clip(ev.method)).Str("host", clip(ev.host)).Int("status", ev.status)
+	if ev.client.IsValid() {
+		e = e.Str("client", ev.client.String())
+	}
 	if ev.debug {
 		e = e.Str("target", clip(ev.target))
 	} else {

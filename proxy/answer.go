@@ -52,7 +52,9 @@ func (s *session) answer(ctx context.Context, rt route) (keep bool, err error) {
 		s.ev.cause = he.reason
 		status, header, body = he.status, nil, []byte(he.reason+"\n")
 	}
-	keep = h.persistent() && status != http.StatusRequestEntityTooLarge && !s.srv.closing.Load() && rb.broken == nil
+	// What could not be read for certain is not followed by anything.
+	doubt := rt.action == actStatus && rt.status == http.StatusBadRequest
+	keep = h.persistent() && !doubt && status != http.StatusRequestEntityTooLarge && !s.srv.closing.Load() && rb.broken == nil
 	switch {
 	case rb.body.done, rb.body.kind == lengthBody && rb.body.left <= drainLimit, rb.body.kind == chunkedBody:
 	default:
@@ -67,7 +69,7 @@ func (s *session) answer(ctx context.Context, rt route) (keep bool, err error) {
 	}
 	s.ev.in = rb.taken
 	s.out = appendLocal(s.out[:0], status, s.srv.date(), header, body, connection, h.method == "HEAD")
-	if err := s.write(s.out, s.srv.opts.HeadTimeout); err != nil {
+	if err := s.write(s.out, s.srv.opts.RequestHeadTimeout); err != nil {
 		return false, err
 	}
 	if keep {
@@ -88,7 +90,7 @@ func (s *session) fail(status int, cause error) (bool, error) {
 	s.ev.status = status
 	s.out = appendLocal(s.out[:0], status, s.srv.date(), http.Header{"Cache-Control": {"no-store"}},
 		[]byte(http.StatusText(status)+"\n"), "close", s.head.method == "HEAD")
-	if err := s.write(s.out, s.srv.opts.HeadTimeout); err != nil {
+	if err := s.write(s.out, s.srv.opts.RequestHeadTimeout); err != nil {
 		return false, err
 	}
 	s.lingerDue = true
@@ -132,7 +134,7 @@ func (s *session) localRequest(ctx context.Context, rb *localBody) (*http.Reques
 		Proto: "HTTP/1." + strconv.Itoa(h.minor), ProtoMajor: 1, ProtoMinor: h.minor,
 		Header: make(http.Header, len(h.fields)), Host: h.authority,
 		ContentLength: max(h.contentLength, 0), Body: io.NopCloser(rb),
-		RemoteAddr: s.ev.remote.String(),
+		RemoteAddr: s.ev.from().String(),
 	}
 	if h.chunked {
 		r.ContentLength = -1
@@ -172,7 +174,7 @@ func (b *localBody) Read(p []byte) (int, error) {
 		}
 		if b.s.head.expect100 && !b.asked && b.taken == 0 && b.s.in.buffered() == 0 {
 			b.asked = true
-			if err := b.s.write([]byte("HTTP/1.1 100 Continue\r\n\r\n"), b.s.srv.opts.HeadTimeout); err != nil {
+			if err := b.s.write([]byte("HTTP/1.1 100 Continue\r\n\r\n"), b.s.srv.opts.RequestHeadTimeout); err != nil {
 				b.broken = err
 				return 0, err
 			}
@@ -203,7 +205,7 @@ func (b *localBody) Read(p []byte) (int, error) {
 // fill gives a local body as a whole the time a head has.
 func (b *localBody) fill() error {
 	if b.deadline.IsZero() {
-		b.deadline = time.Now().Add(b.s.srv.opts.HeadTimeout)
+		b.deadline = time.Now().Add(b.s.srv.opts.RequestHeadTimeout)
 		b.s.conn.SetReadDeadline(b.deadline)
 	}
 	return b.s.in.fill()

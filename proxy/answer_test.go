@@ -14,7 +14,7 @@ import (
 // newAnswer starts a front door whose answer.contoso.com is served by handler.
 func newAnswer(t *testing.T, handler http.HandlerFunc) *front {
 	return newFront(t, func(f *front, o *Options, tb *Table) {
-		o.HeadTimeout = 500 * time.Millisecond
+		o.RequestHeadTimeout = 500 * time.Millisecond
 		tb.Hosts["other.contoso.com"] = &Host{Name: "other.contoso.com", Mode: Answer, TLS: f.mail.TLS, Handler: handler}
 	})
 }

@@ -42,11 +42,6 @@ type exchange struct {
 
 // Times and sizes of an exchange.
 const (
-	// halfCloseGrace is how long a backend may stay silent after the client has
-	// sent FIN. A FIN does not tell a client that only finished sending from one
-	// that is gone; the first is answered promptly, the second must not keep a
-	// session at the backend for more than a second.
-	halfCloseGrace = 800 * time.Millisecond
 	// expectWait is how long a client that asked for 100 Continue waits for the
 	// backend's word before it gets ours.
 	expectWait = 3 * time.Second
@@ -68,12 +63,21 @@ var (
 // bridge sends the request to the site of the route's host and its response
 // back. It returns whether the client connection lives on.
 func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
-	site := rt.host.Site
-	up, err := s.upstream(ctx, site)
-	if err != nil {
-		if errors.Is(err, errShutdown) || ctx.Err() != nil {
-			return false, errShutdown
-		}
+	fw := s.fwd
+	fw.host = rt.host.Name
+	// h2c would let a client speak past our routing, also as one of several.
+	fw.upgrade = rt.vdir.Upgrade && s.head.upgrade && s.head.minor > 0 && s.head.upgradeTo != "" && !s.head.hasBody() &&
+		!strings.Contains(strings.ToLower(s.head.upgradeTo), "h2c")
+	// Put together before anything else is read: the head's fields are in the buffer.
+	s.out = appendRequestHead(s.out[:0], &s.head, rt.target, fw)
+	up, err := s.upstream(ctx, rt.host.Site)
+	switch {
+	case err == nil:
+	case errors.Is(err, errClientGone):
+		return false, err
+	case errors.Is(err, errShutdown), ctx.Err() != nil:
+		return false, errShutdown
+	default:
 		return s.fail(http.StatusBadGateway, err)
 	}
 	s.ev.upstream(up)
@@ -83,12 +87,6 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 		}
 	}
 	x := &exchange{begin: time.Now(), s: s, up: up, vdir: rt.vdir, body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody()}
-	fw := s.fwd
-	fw.host = rt.host.Name
-	// h2c would let a client speak past our routing, also as one of several.
-	fw.upgrade = rt.vdir.Upgrade && s.head.upgrade && s.head.minor > 0 && s.head.upgradeTo != "" && !s.head.hasBody() &&
-		!strings.Contains(strings.ToLower(s.head.upgradeTo), "h2c")
-	s.out = appendRequestHead(s.out[:0], &s.head, rt.target, fw)
 	wholeBody, err := x.sendHead()
 	if err != nil {
 		return s.failed(ctx, x, err)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -837,6 +838,143 @@ func TestPipelining(t *testing.T) {
 	for i := range 50 {
 		if _, body := c.response("POST"); !strings.HasPrefix(body, fmt.Sprintf("POST /ews/%d HTTP", i)) {
 			t.Fatalf("answer %d: %q", i, body)
+		}
+	}
+}
+
+// a client that leaves while its backend is still being connected to takes
+// the attempt with it.
+func TestClientGoneWhileDialling(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and never answers the hello
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	f := newFront(t, func(f *front, _ *Options, _ *Table) { f.site.ConnectTimeout = 20 * time.Second },
+		&Backend{Name: "cas01", Address: ln.Addr().String(), TLS: &tls.Config{ServerName: "cas01"}})
+	c := f.dial("mail.contoso.com")
+	c.send("POST /ews/ HTTP/1.1\r\nHost: mail.contoso.com\r\nContent-Length: 100\r\n\r\nsome")
+	b, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	time.Sleep(3 * quickWait)
+	start := time.Now()
+	c.Close()
+	b.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.Copy(io.Discard, b); isTimeout(err) {
+		t.Fatal("the backend is still being connected to")
+	}
+	if d := time.Since(start); d > time.Second {
+		t.Errorf("given up only after %v", d)
+	}
+}
+
+// A body that arrives while the backend is still being connected to is not lost.
+func TestBodyDuringSlowDial(t *testing.T) {
+	t.Parallel()
+	b := newRecorder(t, func(c *recorded) {
+		h, err := c.head()
+		if err != nil {
+			return
+		}
+		body := make([]byte, contentLength(h))
+		io.ReadFull(c.br, body)
+		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	})
+	f := newFront(t, func(_ *front, o *Options, _ *Table) {
+		o.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			time.Sleep(6 * quickWait)
+			return (&net.Dialer{}).DialContext(ctx, network, address)
+		}
+	}, b.backend())
+	c := f.dial("mail.contoso.com")
+	c.send("POST /ews/ HTTP/1.1\r\nHost: mail.contoso.com\r\nX-Long: " + strings.Repeat("h", 3000) + "\r\nContent-Length: 40000\r\n\r\n")
+	for i := range 40 {
+		c.send(strings.Repeat(string(rune('a'+i%26)), 1000))
+		time.Sleep(10 * time.Millisecond)
+	}
+	r, body := c.response("POST")
+	if r.StatusCode != 200 || len(body) != 40000 || body[:1000] != strings.Repeat("a", 1000) || body[39000:] != strings.Repeat("n", 1000) {
+		t.Errorf("%d, %d bytes", r.StatusCode, len(body))
+	}
+	if h := b.connections()[0].seen()[0]; !strings.Contains(h, "X-Long: "+strings.Repeat("h", 3000)+"\r\n") {
+		t.Errorf("head arrived as %q", h)
+	}
+}
+
+// a long early response reaches a client whole that goes on sending
+// while it reads.
+func TestLongEarlyResponseWhileClientSends(t *testing.T) {
+	t.Parallel()
+	const size = 3 << 20
+	b := newRecorder(t, func(c *recorded) {
+		c.head()
+		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", size, strings.Repeat("r", size))
+		time.Sleep(2 * time.Second)
+	})
+	f := newFront(t, nil, b.backend())
+	c := f.dial("mail.contoso.com")
+	go func() {
+		io.WriteString(c, "POST /ews/ HTTP/1.1\r\nHost: mail.contoso.com\r\nContent-Length: 31457280\r\n\r\n")
+		for range 30 {
+			if _, err := io.WriteString(c, strings.Repeat("u", 1<<20)); err != nil {
+				return
+			}
+		}
+	}()
+	r, err := http.ReadResponse(c.br, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := 0
+	for buf := make([]byte, 32<<10); ; {
+		n, err := r.Body.Read(buf)
+		got += n
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatalf("cut after %d of %d bytes: %v", got, size, err)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	if got != size {
+		t.Errorf("%d of %d bytes", got, size)
+	}
+}
+
+// Behind a trusted proxy the client is the one it names: its own address makes
+// nobody internal (R-8.1, DESIGN: internal_networks).
+func TestInternalBehindTrustedProxy(t *testing.T) {
+	t.Parallel()
+	b := newRecorder(t, echo)
+	f := newFront(t, func(f *front, _ *Options, tb *Table) {
+		tb.InternalNetworks, tb.TrustedProxies = prefixes("127.0.0.0/8", "10.0.0.0/8"), prefixes("127.0.0.0/8", "192.0.2.0/24")
+		for i := range f.mail.VirtualDirectories {
+			if f.mail.VirtualDirectories[i].Name == "ecp" {
+				f.mail.VirtualDirectories[i].Access = Internal
+			}
+		}
+	}, b.backend())
+	for header, want := range map[string]int{
+		"":                                   404,
+		"X-Forwarded-For: 203.0.113.9\r\n":   404,
+		"X-Forwarded-For: 10.1.2.3\r\n":      200,
+		"X-Forwarded-For: 10.1.2.3:5555\r\n": 200,
+		"X-Forwarded-For: 10.1.2.3, 203.0.113.9\r\n":                    404, // the first is the client's own claim
+		"X-Forwarded-For: 10.1.2.3, 192.0.2.1\r\n":                      200, // two trusted proxies
+		"X-Forwarded-For: 203.0.113.9\r\nX-Forwarded-For: 10.1.2.3\r\n": 200,
+		"X-Forwarded-For: 10.1.2.3\r\nX-Forwarded-For: 203.0.113.9\r\n": 404,
+		"X-Forwarded-For: unknown\r\n":                                  404,
+		"X-Forwarded-For: 10.1.2.3, nonsense\r\n":                       404,
+	} {
+		c := f.dial("mail.contoso.com")
+		c.send("GET /ecp/ HTTP/1.1\r\nHost: mail.contoso.com\r\n" + header + "\r\n")
+		if r, _ := c.response("GET"); r.StatusCode != want {
+			t.Errorf("%q: %d, want %d", header, r.StatusCode, want)
 		}
 	}
 }

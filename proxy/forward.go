@@ -14,6 +14,9 @@ func dropped(f *field, nominated []string) bool {
 	switch len(f.name) {
 	case 2:
 		return f.is("TE")
+	case 3:
+		// Not of one hop only, but IIS was seen to forget a login behind it.
+		return f.is("Via")
 	case 7:
 		if f.is("Upgrade") || f.is("Trailer") {
 			return true
@@ -49,20 +52,45 @@ func dropped(f *field, nominated []string) bool {
 // about its client. From clients they are forgeries and are removed, also
 // when spelled with "_", which some servers read as "-".
 func claimed(name []byte) bool {
-	if len(name) < 8 {
-		return false
-	}
 	switch name[0] | 0x20 {
-	case 'x', 'f', 'c':
+	case 'x', 'f', 'c', 't':
 	default:
 		return false
 	}
 	n := strings.ReplaceAll(strings.ToLower(string(name)), "_", "-")
 	switch n {
-	case "forwarded", "front-end-https", "x-real-ip", "client-cert", "client-cert-chain":
+	case "forwarded", "x-forwarded", "front-end-https", "x-real-ip", "true-client-ip", "client-cert", "client-cert-chain":
 		return true
 	}
 	return strings.HasPrefix(n, "x-forwarded-") || strings.HasPrefix(n, "x-arr-") || strings.HasPrefix(n, "x-ssl-")
+}
+
+// forwardedClient returns the client that trusted proxies name in X-Forwarded-For:
+// the last address that is not one of theirs. What stands before it a client may
+// have made up. The unspecified address stands for nobody in particular.
+func forwardedClient(fields []field, trusted []netip.Prefix) netip.Addr {
+	client := netip.IPv4Unspecified()
+	for i := len(fields) - 1; i >= 0; i-- {
+		if !fields[i].is("X-Forwarded-For") {
+			continue
+		}
+		list := strings.Split(string(fields[i].value), ",")
+		for _, text := range slices.Backward(list) {
+			text = strings.Trim(text, " \t")
+			addr, err := netip.ParseAddr(strings.Trim(text, "[]"))
+			if err != nil {
+				ap, err := netip.ParseAddrPort(text) // some add the port
+				if err != nil {
+					return netip.IPv4Unspecified()
+				}
+				addr = ap.Addr()
+			}
+			if client = addr.Unmap(); !contains(trusted, client) {
+				return client
+			}
+		}
+	}
+	return client
 }
 
 // forwarding is what the proxy adds to a request.

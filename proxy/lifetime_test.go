@@ -214,7 +214,7 @@ func TestDeadlinesDoNotOutliveTheirPhase(t *testing.T) {
 		}
 	})
 	f := newFront(t, func(f *front, o *Options, tb *Table) {
-		o.HelloTimeout, o.HeadTimeout, o.IdleTimeout = 500*time.Millisecond, 500*time.Millisecond, 4*time.Second
+		o.HelloTimeout, o.RequestHeadTimeout, o.ClientIdleTimeout = 500*time.Millisecond, 500*time.Millisecond, 4*time.Second
 		f.mail.VirtualDirectories = Preset()
 		for i := range f.mail.VirtualDirectories {
 			d := &f.mail.VirtualDirectories[i]
@@ -568,7 +568,7 @@ func TestKeyUpdateAfterSilence(t *testing.T) {
 		}
 	})
 	f := newFront(t, func(f *front, o *Options, tb *Table) {
-		o.HeadTimeout, o.IdleTimeout = 5*time.Second, 10*time.Second
+		o.RequestHeadTimeout, o.ClientIdleTimeout = 5*time.Second, 10*time.Second
 		quick(400*time.Millisecond, 400*time.Millisecond)(f, o, tb)
 		for i := range f.mail.VirtualDirectories {
 			if d := &f.mail.VirtualDirectories[i]; d.Name == "activesync" {

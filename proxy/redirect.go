@@ -29,20 +29,18 @@ func redirectAutodiscover(target, method, path, query string) route {
 		return refuse(http.StatusNotFound, "nothing but Autodiscover is redirected here")
 	}
 	if method != "GET" && method != "HEAD" && method != "POST" {
-		r := refuse(http.StatusMethodNotAllowed, "the redirect site takes GET, HEAD and POST")
-		r.allow = []string{"GET", "HEAD", "POST"}
-		return r
+		return refuse(http.StatusNotFound, "the redirect site takes GET, HEAD and POST")
 	}
 	location := "https://" + target + "/autodiscover/autodiscover." + ext
 	if ext == "json" {
 		suffix, _ := underV2(path)
 		q, err := parseV2(suffix, query)
 		if err != nil && !errors.Is(err, errV2Key) { // unknown keys are left behind, not carried on
-			return refuse(http.StatusBadRequest, err.Error())
+			return refuse(http.StatusNotFound, err.Error())
 		}
 		q.redirectCount++
 		if q.redirectCount > maxV2Redirects {
-			return refuse(http.StatusBadRequest, "RedirectCount is over the limit")
+			return refuse(http.StatusNotFound, "RedirectCount is over the limit")
 		}
 		if enc := q.encode(); enc != "" {
 			location += "?" + enc
@@ -58,8 +56,8 @@ const maxV2Redirects = 10
 // v2Request is an Autodiscover V2 request reduced to what clients legitimately
 // send. ProxyShell and ProxyNotShell lived from the rest.
 type v2Request struct {
-	email, protocol, serverLocation string
-	redirectCount                   int // as sent; 0: absent
+	email, protocol, serverLocation, hostNameHint string
+	redirectCount                                 int // as sent; 0: absent
 }
 
 var (
@@ -127,6 +125,11 @@ func parseV2(suffix, query string) (v2Request, error) {
 				return q, errV2Value
 			}
 			q.serverLocation = value
+		case "hostnamehint":
+			if !plainV2Value(value, "") {
+				return q, errV2Value
+			}
+			q.hostNameHint = value
 		case "redirectcount":
 			n, err := strconv.Atoi(value)
 			if err != nil || n < 0 || n > 1000 {
@@ -178,6 +181,9 @@ func (q v2Request) encode() string {
 	}
 	if q.serverLocation != "" {
 		add("ServerLocation", q.serverLocation)
+	}
+	if q.hostNameHint != "" {
+		add("HostNameHint", q.hostNameHint)
 	}
 	return b.String()
 }

@@ -71,7 +71,7 @@ func (s *session) serve(ctx context.Context) error {
 		s.requests++
 		s.ev.begin(&s.head)
 		s.identity = s.identity || s.head.identity
-		rt := routeRequest(s.origin, &s.head)
+		rt := routeRequest(s.originOf(&s.head), &s.head)
 		s.ev.route(rt)
 		var keep bool
 		switch rt.action {
@@ -124,7 +124,7 @@ func (s *session) readHead() ([]byte, error) {
 		if !inTime {
 			// The head as a whole has its time, so that bytes sent one by one do
 			// not hold a connection for ever.
-			s.conn.SetReadDeadline(time.Now().Add(s.srv.opts.HeadTimeout))
+			s.conn.SetReadDeadline(time.Now().Add(s.srv.opts.RequestHeadTimeout))
 			inTime = true
 		}
 		if err := s.in.fill(); isTimeout(err) {
@@ -146,10 +146,10 @@ func (s *session) awaitRequest() error {
 	if s.srv.closing.Load() {
 		return errShutdown
 	}
-	limit := s.srv.opts.IdleTimeout
+	limit := s.srv.opts.ClientIdleTimeout
 	switch {
 	case s.requests == 0:
-		limit = s.srv.opts.HeadTimeout
+		limit = s.srv.opts.RequestHeadTimeout
 	case s.identity:
 		// A new handshake costs three round trips and a look at the directory.
 		limit = max(limit, authenticatedIdle)
@@ -201,7 +201,7 @@ func (s *session) headFailed(err error) error {
 	s.ev.begin(&s.head)
 	s.ev.status, s.ev.cause = he.status, he.reason
 	s.out = appendLocal(s.out[:0], he.status, s.srv.date(), nil, []byte(he.reason+"\n"), "close", s.head.method == "HEAD")
-	werr := s.write(s.out, s.srv.opts.HeadTimeout)
+	werr := s.write(s.out, s.srv.opts.RequestHeadTimeout)
 	s.ev.end(s, nil)
 	if werr == nil {
 		s.ups.closeAll()
@@ -213,7 +213,7 @@ func (s *session) headFailed(err error) error {
 // write sends to the client, with a deadline that is renewed only when it has
 // come near: setting one costs more than the check.
 func (s *session) write(p []byte, limit time.Duration) error {
-	if now := time.Now(); s.writeBy.Sub(now) < limit/2 {
+	if now := time.Now(); s.writeBy.Sub(now) < limit/2 || s.writeBy.Sub(now) > limit {
 		s.writeBy = now.Add(limit)
 		s.conn.SetWriteDeadline(s.writeBy)
 	}
@@ -236,11 +236,11 @@ func (s *session) clearWriteDeadline() {
 	s.writeBy = time.Time{}
 }
 
-// linger closes the sending side and takes what the client is still sending, for
-// a short time: closing with unread bytes makes TCP reset the connection, which
-// can destroy the answer on its way (RFC 9112 section 9.6).
+// linger closes the sending side and takes what the client is still sending:
+// closing with unread bytes makes TCP reset the connection, which can destroy the
+// answer on its way (RFC 9112 section 9.6). A client that sends on while it reads
+// a long answer is borne with for longer than one that sends nothing.
 func (s *session) linger() {
-	s.conn.SetReadDeadline(time.Now().Add(lingerTime))
 	s.conn.SetWriteDeadline(time.Now().Add(lingerTime))
 	s.writeBy = time.Time{}
 	if tc, ok := s.conn.(*tls.Conn); ok {
@@ -251,12 +251,26 @@ func (s *session) linger() {
 	if cw, ok := s.raw.(interface{ CloseWrite() error }); ok && cw.CloseWrite() != nil {
 		return
 	}
-	io.CopyN(io.Discard, s.raw, lingerBytes)
+	s.idle.Store(true) // Shutdown need not wait for this
+	discard(s.raw)
+}
+
+// discard reads what still comes until the peer closes, falls silent or does not
+// stop.
+func discard(c net.Conn) {
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	for end := time.Now().Add(lingerLimit); time.Now().Before(end); {
+		c.SetReadDeadline(time.Now().Add(lingerTime))
+		if _, err := c.Read(buf[:]); err != nil {
+			return
+		}
+	}
 }
 
 const (
-	lingerTime  = 2 * time.Second
-	lingerBytes = 1 << 20
+	lingerTime  = 2 * time.Second  // for a client that sends nothing
+	lingerLimit = 30 * time.Second // for one that does not stop
 )
 
 // abort closes everything the session holds, from any goroutine.
@@ -265,13 +279,25 @@ func (s *session) abort() {
 	s.ups.closeAll()
 }
 
+// originOf returns where a request comes from. Behind a trusted proxy that is the
+// client it names, and nobody in particular if it names none: the proxy's own
+// address must not make everybody behind it internal.
+func (s *session) originOf(h *requestHead) origin {
+	o := s.origin
+	if s.fwd.trusted {
+		s.ev.client = forwardedClient(h.fields, o.table.TrustedProxies)
+		o.internal = contains(o.table.InternalNetworks, s.ev.client)
+	}
+	return o
+}
+
 // upstream returns the session's connection to the site, making it if there is
 // none yet.
 func (s *session) upstream(ctx context.Context, site *Site) (*upstream, error) {
 	if u := s.ups.get(site); u != nil {
 		return u, nil
 	}
-	u, err := dialSite(ctx, s.srv.opts.Dial, site)
+	u, err := s.dial(ctx, site)
 	if err != nil {
 		return nil, err
 	}
@@ -280,6 +306,36 @@ func (s *session) upstream(ctx context.Context, site *Site) (*upstream, error) {
 		return nil, errShutdown
 	}
 	return u, nil
+}
+
+// dial connects to the site. If that takes its time, it is a wait on the client
+// too, and ends when the client leaves.
+func (s *session) dial(ctx context.Context, site *Site) (*upstream, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.conn.SetReadDeadline(time.Time{})
+	begin, stop, ended := time.Now(), make(chan struct{}), make(chan struct{})
+	watch := time.AfterFunc(quickWait, func() {
+		defer close(ended)
+		defer recovered(s.log, s.abort)
+		if s.clientLeaves(stop, func() time.Duration { return time.Since(begin) }) {
+			cancel(errClientGone)
+		}
+	})
+	u, err := firstBackend(ctx, site, s.srv.dial.connect)
+	if !watch.Stop() {
+		close(stop)
+		s.conn.SetReadDeadline(past)
+		<-ended
+		s.conn.SetReadDeadline(time.Time{})
+	}
+	if errors.Is(context.Cause(ctx), errClientGone) {
+		if err == nil {
+			u.close()
+		}
+		return nil, errClientGone
+	}
+	return u, err
 }
 
 // addrOf returns the IP address and port of a TCP address.

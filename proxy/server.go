@@ -16,11 +16,11 @@ import (
 type Options struct {
 	Logger zerolog.Logger
 	// ProxyProtocolFrom are the peers that may put a PROXY header in front.
-	ProxyProtocolFrom []netip.Prefix
-	HelloTimeout      time.Duration // PROXY header and ClientHello, then the handshake; default 10 s
-	HeadTimeout       time.Duration // a request head, from the connection's begin or its own first byte; default 30 s
-	IdleTimeout       time.Duration // between requests; default 5 min, at least 20 min once NTLM or Negotiate was used
-	MaxConnections    int           // 0: no limit
+	ProxyProtocolFrom  []netip.Prefix
+	HelloTimeout       time.Duration // PROXY header and ClientHello, then the handshake; default 10 s
+	RequestHeadTimeout time.Duration // a request head, from the connection's begin or its own first byte; default 30 s
+	ClientIdleTimeout  time.Duration // between requests; default 5 min, at least 20 min once NTLM or Negotiate was used
+	Connections        int           // 0: no limit
 	// Dial connects to backends; default: net.Dialer with TCP keep-alive.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -30,6 +30,7 @@ type Server struct {
 	opts    Options
 	log     zerolog.Logger
 	debug   bool
+	dial    dialFunc
 	table   atomic.Pointer[Table]
 	connIDs atomic.Uint64
 	closing atomic.Bool
@@ -52,13 +53,13 @@ func NewServer(o Options) *Server {
 		}
 	}
 	def(&o.HelloTimeout, 10*time.Second)
-	def(&o.HeadTimeout, 30*time.Second)
-	def(&o.IdleTimeout, 5*time.Minute)
+	def(&o.RequestHeadTimeout, 30*time.Second)
+	def(&o.ClientIdleTimeout, 5*time.Minute)
 	if o.Dial == nil {
 		// Keep-alive probes end connections to a server that vanished.
 		o.Dial = (&net.Dialer{KeepAlive: time.Minute}).DialContext
 	}
-	s := &Server{opts: o, log: o.Logger, debug: o.Logger.GetLevel() <= zerolog.DebugLevel, conns: map[*clientConn]struct{}{}}
+	s := &Server{opts: o, log: o.Logger, debug: o.Logger.GetLevel() <= zerolog.DebugLevel, conns: map[*clientConn]struct{}{}, dial: o.Dial}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.table.Store(&Table{})
 	return s
@@ -97,8 +98,8 @@ func (s *Server) track(c *clientConn) bool {
 	if s.closing.Load() {
 		return false
 	}
-	if n := s.opts.MaxConnections; n > 0 && len(s.conns) >= n {
-		s.log.Warn().Str("remote", c.remote.String()).Int("max_connections", n).Msg("connection refused: limit reached")
+	if n := s.opts.Connections; n > 0 && len(s.conns) >= n {
+		s.log.Warn().Str("remote", c.remote.String()).Int("connections", n).Msg("connection refused: limit reached")
 		return false
 	}
 	s.conns[c] = struct{}{}

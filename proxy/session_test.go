@@ -45,7 +45,7 @@ func FuzzSession(f *testing.F) {
 		toBackend := make(chan []byte, 1)
 		var faults lockedBuffer
 		log := zerolog.New(&faults).Level(zerolog.ErrorLevel)
-		srv := NewServer(Options{Logger: log, HeadTimeout: time.Second, Dial: func(context.Context, string, string) (net.Conn, error) {
+		srv := NewServer(Options{Logger: log, RequestHeadTimeout: time.Second, Dial: func(context.Context, string, string) (net.Conn, error) {
 			ours, theirs := net.Pipe()
 			go func() {
 				var b bytes.Buffer

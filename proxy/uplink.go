@@ -87,15 +87,8 @@ func (x *exchange) uplink() {
 			return
 		}
 	}
-	for x.s.in.buffered() < bufferSize {
-		if !x.arm(time.Time{}) {
-			return
-		}
-		err := x.s.in.fill() // a pipelined request stays in the buffer
-		if err != nil && !isTimeout(err) {
-			x.clientSentFIN(err)
-			return
-		}
+	if x.arm(time.Time{}) && x.s.clientLeaves(x.stop, x.idleFor) {
+		x.clientLeft()
 	}
 }
 
@@ -109,7 +102,9 @@ func (x *exchange) bodyFailed(err error) {
 	case errors.Is(err, errClientStalled), errors.As(err, &he):
 		x.up.close()
 	default:
-		x.clientSentFIN(err)
+		if x.arm(time.Time{}) && x.s.sentFIN(err, x.stop, x.idleFor) {
+			x.clientLeft()
+		}
 	}
 }
 
@@ -148,43 +143,6 @@ func (x *exchange) sendBody() error {
 		x.touch()
 	}
 	return nil
-}
-
-// clientSentFIN handles the end of the client's sending side. An orderly TLS
-// close_notify without FIN is a client that waits for its answer (RFC 8446
-// section 6.1). A FIN may be that or a client that is gone: it is given the time
-// in which an answer to a client that waits would come.
-func (x *exchange) clientSentFIN(err error) {
-	s := x.s
-	if err == io.EOF && s.conn != s.raw {
-		var one [1]byte
-		for {
-			if !x.arm(time.Time{}) {
-				return
-			}
-			if n, err := s.raw.Read(one[:]); n == 0 && err != nil && !isTimeout(err) {
-				break
-			}
-		}
-	} else if err != io.EOF && !errors.Is(err, io.ErrUnexpectedEOF) {
-		x.clientLeft() // reset, or bytes that are no TLS
-		return
-	}
-	x.touch()
-	for {
-		wait := halfCloseGrace - x.idleFor()
-		if wait <= 0 {
-			x.clientLeft()
-			return
-		}
-		t := time.NewTimer(wait)
-		select {
-		case <-x.stop:
-			t.Stop()
-			return
-		case <-t.C:
-		}
-	}
 }
 
 // clientLeft closes the backend connection, which ends the session's read on it.

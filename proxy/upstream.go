@@ -34,32 +34,35 @@ var upstreamIDs atomic.Uint64
 
 const defaultConnectTimeout = 5 * time.Second
 
-// dialSite connects to the first backend of the site that answers. Nothing has
-// been sent to any of them yet, so trying the next one repeats no request
-// . The error names every backend tried and why it failed.
-func dialSite(ctx context.Context, dial dialFunc, site *Site) (*upstream, error) {
+// firstBackend tries the site's backends in their order until one connects.
+// Nothing has been sent to any of them yet, so trying the next one repeats no
+// request. The error names every backend tried and why it failed.
+func firstBackend[T any](ctx context.Context, site *Site, connect func(context.Context, *Backend, time.Duration) (T, error)) (T, error) {
+	var none T
 	if len(site.Backends) == 0 {
-		return nil, fmt.Errorf("site %s has no servers", site.Name)
+		return none, fmt.Errorf("site %s has no servers", site.Name)
+	}
+	timeout := site.ConnectTimeout
+	if timeout <= 0 {
+		timeout = defaultConnectTimeout
 	}
 	var errs []error
 	for _, b := range site.order() {
-		u, err := dialBackend(ctx, dial, b, site.ConnectTimeout)
+		c, err := connect(ctx, b, timeout)
 		if err == nil {
-			return u, nil
+			return c, nil
 		}
 		errs = append(errs, err)
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return nil, errors.Join(errs...)
+	return none, errors.Join(errs...)
 }
 
-func dialBackend(ctx context.Context, dial dialFunc, b *Backend, timeout time.Duration) (*upstream, error) {
-	if timeout <= 0 {
-		timeout = defaultConnectTimeout
-	}
-	raw, err := dialTCP(ctx, dial, b, timeout)
+// connect makes a connection to a backend that requests can be sent over.
+func (dial dialFunc) connect(ctx context.Context, b *Backend, timeout time.Duration) (*upstream, error) {
+	raw, err := dial.tcp(ctx, b, timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +83,8 @@ func dialBackend(ctx context.Context, dial dialFunc, b *Backend, timeout time.Du
 	return u, nil
 }
 
-func dialTCP(ctx context.Context, dial dialFunc, b *Backend, timeout time.Duration) (net.Conn, error) {
+// tcp makes the connection below.
+func (dial dialFunc) tcp(ctx context.Context, b *Backend, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	c, err := dial(ctx, "tcp", b.Address)

@@ -58,8 +58,8 @@ func newFrontDoor(cfg *config.Config, log zerolog.Logger, o frontDoorOptions) (*
 	f := &frontDoor{cfg: cfg, log: log, dial: o.Dial, lab: o.Lab}
 	f.server = proxy.NewServer(proxy.Options{
 		Logger: log, ProxyProtocolFrom: cfg.Listen.ProxyProtocolFrom,
-		HelloTimeout: cfg.Limits.HelloTimeout, HeadTimeout: cfg.Limits.RequestHeadTimeout, IdleTimeout: cfg.Limits.ClientIdleTimeout,
-		MaxConnections: cfg.Limits.Connections, Dial: o.Dial,
+		HelloTimeout: cfg.Limits.HelloTimeout, RequestHeadTimeout: cfg.Limits.RequestHeadTimeout, ClientIdleTimeout: cfg.Limits.ClientIdleTimeout,
+		Connections: cfg.Limits.Connections, Dial: o.Dial,
 	})
 	table, closers, err := f.buildTable(cfg)
 	if err != nil {
