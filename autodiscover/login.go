@@ -30,10 +30,19 @@ func (h *Handler) login(r *http.Request, source netip.Addr) loginResult {
 		return loginResult{}
 	}
 	names := make([]string, len(readings))
+	var counted []string // what a failure counts against
 	for i := range readings {
 		names[i] = h.loginName(readings[i].Name)
+		accounts, err := h.directory.Accounts(r.Context(), names[i])
+		if err != nil {
+			return loginResult{err: err}
+		}
+		if len(accounts) == 0 {
+			accounts = []string{"unknown " + names[i]}
+		}
+		counted = append(counted, accounts...)
 	}
-	end, wait, err := h.throttle.begin(r.Context(), sourceKey(source), names...)
+	end, wait, err := h.throttle.begin(r.Context(), sourceKey(source), counted...)
 	if err != nil || wait > 0 {
 		if wait > 0 {
 			h.log.Info().Stringer("source", source).Dur("wait", wait).Msg("login refused after too many failures")

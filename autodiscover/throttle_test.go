@@ -31,8 +31,8 @@ func TestFailedLoginsPerUser(t *testing.T) {
 			t.Errorf("%s/%s: %d, want %d", name, password, a.status, want)
 		}
 	}
-	// Every spelling of a name counts together, from everywhere.
-	for i, name := range []string{"pat@contoso.com", "PAT@contoso.com", `X\pat@contoso.com`, "pat@fabrikam.example"} {
+	// Every name and spelling of a user counts together, from everywhere.
+	for i, name := range []string{"PAT@contoso.com", `X\pat@contoso.com`, "pat@fabrikam.example", "patricia@contoso.com"} {
 		status(401, name, "wrong", fmt.Sprintf("192.0.2.%d:1", i))
 		status(401, name, "wrong", fmt.Sprintf("192.0.2.%d:1", i))
 	}

@@ -491,3 +491,26 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// In YAML, host:port is one word, also in a list within braces.
+func TestHostPortInBraces(t *testing.T) {
+	c, r := Parse("front.yaml", []byte(`
+listen: {https: [127.0.0.1:0, "[::1]:443"], http: [], admin: []}
+hosts:
+  mail.contoso.com: {certificate: self_signed, site: hq}
+  eas.contoso.com: {passthrough: [10.0.0.1:443, cas01:8443]}
+sites: {hq: {servers: [https://cas01.contoso.local:444, {url: https://cas02:445}]}}
+...
+`))
+	if !r.OK() {
+		t.Fatal(r.String())
+	}
+	got := fmt.Sprintf("%v %v %s %s", c.Listen.HTTPS, c.Hosts["eas.contoso.com"].Passthrough.Backends, c.Sites["hq"].Servers[0].Address(), c.Sites["hq"].Servers[1].Address())
+	if want := "[127.0.0.1:0 [::1]:443] [10.0.0.1:443 cas01:8443] cas01.contoso.local:444 cas02:445"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	// What is meant as a key is still told from it.
+	if _, r := Parse("front.yaml", []byte("hosts: {eas.contoso.com: {passthrough: [10.0.0.1: 443]}}\n")); r.OK() {
+		t.Error("a mapping was taken for an address")
+	}
+}

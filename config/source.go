@@ -96,7 +96,7 @@ func parse(src string, r *Report) (body ast.Node) {
 		}
 	}()
 
-	tokens := lexer.Tokenize(src)
+	tokens := joinPorts(lexer.Tokenize(src))
 	if len(tokens) > maxTokens {
 		r.add(Problem{Rule: RuleFileTooLong, Message: "the file has too many values", Want: tablesElsewhere})
 		return nil
@@ -122,6 +122,46 @@ func parse(src string, r *Report) (body ast.Node) {
 		Want: "at least `hosts`; `autodgate config example` prints a commented example",
 	})
 	return nil
+}
+
+// joinPorts makes one word of `host:port` in a list in brackets. In YAML a colon with nothing blank behind it belongs to
+// the word it stands in (YAML 1.2.2 section 7.3.3); the lexer sees that everywhere but inside `{…: […]}`, where it makes a
+// key of the host.
+func joinPorts(tokens token.Tokens) token.Tokens {
+	plain := func(t *token.Token) bool {
+		switch t.Type {
+		case token.StringType, token.IntegerType, token.FloatType:
+			return true
+		}
+		return false
+	}
+	joined := tokens[:0:0]
+	var open []token.Type
+	for i := 0; i < len(tokens); i++ {
+		t := tokens[i]
+		switch t.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			open = append(open, t.Type)
+		case token.SequenceEndType, token.MappingEndType:
+			open = open[:max(len(open)-1, 0)]
+		}
+		joined = append(joined, t)
+		for plain(t) && len(open) > 0 && open[len(open)-1] == token.SequenceStartType && i+2 < len(tokens) {
+			colon, rest := tokens[i+1], tokens[i+2]
+			if colon.Type != token.MappingValueType || !plain(rest) || colon.Position.Offset != t.Position.Offset+len(t.Value) ||
+				rest.Position.Offset != colon.Position.Offset+1 || rest.Position.Line != t.Position.Line {
+				break
+			}
+			t.Type = token.StringType
+			t.Value += ":" + rest.Value
+			t.Origin += colon.Origin + rest.Origin
+			if t.Next = rest.Next; t.Next != nil {
+				t.Next.Prev = t
+			}
+			i += 2
+		}
+	}
+	return joined
 }
 
 // checkTokens refuses what is YAML and has no place in this file, and what would bury the parser.
@@ -158,7 +198,7 @@ func checkTokens(tokens token.Tokens, r *Report) {
 			refuse(t, RuleYAMLDocuments, "YAML directives are not used in this file", "the file without this line")
 			return // the --- after it belongs to it
 		case token.DocumentHeaderType, token.DocumentEndType:
-			if i > 0 {
+			if i > 0 && !(t.Type == token.DocumentEndType && t.Next == nil) {
 				refuse(t, RuleYAMLDocuments, "the file holds more than one YAML document", "one document: everything under one set of keys")
 			}
 		case token.MappingKeyType:

@@ -35,6 +35,11 @@ type Directory interface {
 	// after removing a leading DOMAIN\, and whose password is password. An
 	// unknown name takes as long as a wrong password.
 	Authenticate(ctx context.Context, name, password string) (*Mailbox, error)
+
+	// Accounts returns the GUIDs of the mailboxes that name can log in to, none
+	// for an unknown name. Failed logins are counted by them, so that somebody
+	// with many names has no more tries than others.
+	Accounts(ctx context.Context, name string) ([]string, error)
 }
 
 // Mailbox is one mailbox. In mailboxes that come out of a [Directory] the

@@ -266,6 +266,15 @@ func (s *Static) Authenticate(ctx context.Context, name, password string) (*Mail
 	return nil, ErrBadCredentials
 }
 
+// Accounts implements [Directory].
+func (s *Static) Accounts(_ context.Context, name string) ([]string, error) {
+	var guids []string
+	for _, e := range s.index.Load().candidates(NormalizeLogin(name)) {
+		guids = append(guids, e.MailboxGUID)
+	}
+	return guids, nil
+}
+
 func (s *Static) check(ctx context.Context, v verifier, password string) (bool, error) {
 	if !v.plain() {
 		select {
