@@ -37,7 +37,7 @@ func decide(t *Table, listener string, h hello) decision {
 	switch {
 	case host.Mode == Passthrough:
 		return decision{verdict: passOn, host: host}
-	case host.TLS == nil:
+	case !host.certified():
 		return decision{verdict: refuseTLSName, host: host, refusal: host.Refuse, why: "no certificate for this name"}
 	}
 	return decision{verdict: terminate, host: host}

@@ -98,7 +98,7 @@ func findHost(o origin, h *requestHead) (*Host, *route) {
 		return host, nil
 	case host == nil:
 		return no(http.StatusMisdirectedRequest, "unknown host")
-	case host.TLS == nil || host.Policy == "" || host.Policy != o.host.Policy:
+	case !host.certified() || host.Policy == "" || host.Policy != o.host.Policy:
 		return no(http.StatusMisdirectedRequest, "host has another certificate or policy than the connection's name")
 	}
 	return host, nil

@@ -159,9 +159,11 @@ func TestRouteHosts(t *testing.T) {
 func TestDecide(t *testing.T) {
 	mail := &Host{Name: "mail", Mode: Bridge, TLS: newCertConfig(t)}
 	eas := &Host{Name: "eas", Mode: Passthrough}
+	ready := false
+	pending := &Host{Name: "pending", Mode: Answer, TLS: mail.TLS, Ready: func() bool { return ready }}
 	redir := &Host{Name: "autodiscover", Mode: Redirect, Refuse: RefuseReset}
 	table := &Table{
-		Hosts:    map[string]*Host{"mail": mail, "eas": eas, "autodiscover": redir},
+		Hosts:    map[string]*Host{"mail": mail, "eas": eas, "autodiscover": redir, "pending": pending},
 		Defaults: map[string]*Host{":443": mail, ":8443": eas, "": redir},
 	}
 	f := func(listener, name string, want verdict, host *Host) {
@@ -174,6 +176,9 @@ func TestDecide(t *testing.T) {
 	f(":443", "mail", terminate, mail)
 	f(":443", "eas", passOn, eas)
 	f(":443", "autodiscover", refuseTLSName, redir)
+	f(":443", "pending", refuseTLSName, pending)
+	ready = true
+	f(":443", "pending", terminate, pending)
 	f(":443", "other", refuseTLSName, nil)
 	f(":443", "192.0.2.1", refuseTLSName, nil)
 	f(":443", "", terminate, mail)

@@ -61,6 +61,9 @@ type Host struct {
 	// TLS terminates connections for the name; nil: 443 refuses it (never with
 	// another name's certificate).
 	TLS *tls.Config
+	// Ready tells whether there is a certificate to show yet; until then it is as if
+	// TLS were nil. Nil: there is.
+	Ready func() bool
 	// Policy tells whether two hosts have the same certificate and TLS settings:
 	// only then may one be asked for over the other's connection; otherwise the
 	// answer is 421 (RFC 9110 section 15.5.20).
@@ -72,6 +75,9 @@ type Host struct {
 	RedirectTo         string             // Redirect: the target host name
 	Handler            http.Handler       // Answer
 }
+
+// certified tells whether connections for the host can be terminated.
+func (h *Host) certified() bool { return h.TLS != nil && (h.Ready == nil || h.Ready()) }
 
 // Site is a set of interchangeable backends.
 type Site struct {

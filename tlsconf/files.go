@@ -30,6 +30,8 @@ type FilesOptions struct {
 	Names []string       // host names that will show the certificate; those it does not cover are warned about
 	Poll  time.Duration  // how often the files are looked at; 0 is every 2 s, negative is never
 	Log   zerolog.Logger // told of warnings, of every swap, and once of each cause that prevents one
+	// Wait makes a pair that does not load at the start no error: the log says why, and it is shown as soon as it does.
+	Wait bool
 }
 
 // Files is a certificate chain and its key in PEM files. When a file changes, the new pair is shown from the next handshake
@@ -51,29 +53,44 @@ var _ Source = (*Files)(nil)
 func NewFiles(certFile, keyFile string, o FilesOptions) (*Files, error) {
 	f := &Files{certFile: certFile, keyFile: keyFile, names: o.Names, log: o.Log.With().Str("cert", certFile).Logger()}
 	seen := f.state()
+	watch := &fileWatch{f: f, seen: seen}
 	cert, warnings, err := LoadFiles(certFile, keyFile, o.Names)
-	if err != nil {
+	switch {
+	case err == nil:
+		f.current.Store(cert)
+		f.warn(warnings)
+	case o.Wait:
+		watch.fail(err)
+	default:
 		return nil, err
 	}
-	f.current.Store(cert)
-	f.warn(warnings)
 	poll := o.Poll
 	if poll == 0 {
 		poll = filePoll
 	}
 	if poll > 0 {
-		f.worker.start(poll, (&fileWatch{f: f, seen: seen}).look)
+		f.worker.start(poll, watch.look)
 	}
 	return f, nil
 }
 
 // GetCertificate implements [Source].
 func (f *Files) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-	return f.current.Load(), nil
+	cert := f.current.Load()
+	if cert == nil {
+		return nil, fmt.Errorf("certificate %s could not be loaded yet", f.certFile)
+	}
+	return cert, nil
 }
 
 // Leaf implements [Source].
-func (f *Files) Leaf() *x509.Certificate { return f.current.Load().Leaf }
+func (f *Files) Leaf() *x509.Certificate {
+	cert := f.current.Load()
+	if cert == nil {
+		return nil
+	}
+	return cert.Leaf
+}
 
 // Close implements [Source].
 func (f *Files) Close() error {
@@ -127,18 +144,28 @@ func (w *fileWatch) look() {
 	w.seen = now
 	cert, warnings, err := LoadFiles(w.f.certFile, w.f.keyFile, w.f.names)
 	if err != nil {
-		if w.failed != err.Error() {
-			w.failed = err.Error()
-			w.f.log.Error().Err(err).Time("not_after", w.f.Leaf().NotAfter).Msg("certificate not changed, the old one is kept")
-		}
+		w.fail(err)
 		return
 	}
 	old := w.f.current.Swap(cert)
 	w.failed = ""
-	if !old.Leaf.Equal(cert.Leaf) {
+	if old == nil || !old.Leaf.Equal(cert.Leaf) {
 		w.f.log.Info().Time("not_after", cert.Leaf.NotAfter).Strs("names", sanNames(cert.Leaf)).Msg("certificate changed")
 	}
 	w.f.warn(warnings)
+}
+
+// fail logs why there is no new certificate, once for each cause.
+func (w *fileWatch) fail(err error) {
+	if w.failed == err.Error() {
+		return
+	}
+	w.failed = err.Error()
+	if leaf := w.f.Leaf(); leaf != nil {
+		w.f.log.Error().Err(err).Time("not_after", leaf.NotAfter).Msg("certificate not changed, the old one is kept")
+		return
+	}
+	w.f.log.Error().Err(err).Msg("no certificate: TLS connections for its names are refused until there is one")
 }
 
 // worker runs a function at an interval until it is stopped.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -45,6 +46,21 @@ Exit status: 0 the client would connect, 1 it would not, 2 wrong usage.`,
 			profile, ok := discovery.Find(o.client)
 			if !ok {
 				return badUsage(fmt.Errorf("--client: there is no %q; there are %s", o.client, strings.Join(clients, ", ")))
+			}
+			for flag, port := range map[string]int{"--https-port": o.httpsPort, "--http-port": o.httpPort} {
+				if port < 1 || port > 65535 {
+					return badUsage(fmt.Errorf("%s: %d is not a port", flag, port))
+				}
+			}
+			if o.timeout <= 0 {
+				return badUsage(errors.New("--timeout: give a time such as 30s"))
+			}
+			if o.dns != "" {
+				if _, err := netip.ParseAddr(o.dns); err != nil {
+					if _, err := netip.ParseAddrPort(o.dns); err != nil {
+						return badUsage(fmt.Errorf("--dns: %s is neither an IP address nor ip:port", o.dns))
+					}
+				}
 			}
 			w := &discovery.Walker{
 				Profile: profile, Resolver: o.dns, Server: o.server, Timeout: o.timeout,

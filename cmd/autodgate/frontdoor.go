@@ -155,6 +155,7 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 						return nil, closers, err
 					}
 				}
+				h.Ready = func() bool { return src.Leaf() != nil }
 				h.Policy = strings.Join([]string{hc.Certificate.Source, hc.Certificate.Cert, hc.Certificate.Key, hc.TLS.Profile}, "|")
 				if hc.Certificate.Source != "" {
 					h.Policy += "|" + name // a certificate of the host's own
@@ -273,7 +274,7 @@ func (f *frontDoor) certificate(cfg *config.Config, name string, h *config.Host)
 	log := f.log.With().Str("host", name).Logger()
 	switch {
 	case c.Cert != "":
-		return tlsconf.NewFiles(cfg.Path(c.Cert), cfg.Path(c.Key), tlsconf.FilesOptions{Names: names, Log: log})
+		return tlsconf.NewFiles(cfg.Path(c.Cert), cfg.Path(c.Key), tlsconf.FilesOptions{Names: names, Log: log, Wait: true})
 	case c.Source == "self_signed":
 		short, _, _ := strings.Cut(name, ".")
 		dir := ""

@@ -294,6 +294,15 @@ domains:
 	if _, err := dial("broken.contoso.com"); err == nil || !strings.Contains(err.Error(), "unrecognized name") {
 		t.Errorf("broken host: %v", err)
 	}
+	for _, ext := range []string{".key", ".pem"} { // the broken host is mended while the front door runs
+		data, err := os.ReadFile(filepath.Join(dir, "mail"+ext))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "none"+ext), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	write("second")
 	deadline := time.Now().Add(15 * time.Second)
 	for {
@@ -308,6 +317,17 @@ domains:
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("still shows %q", cn)
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	for {
+		c, err := dial("broken.contoso.com")
+		if err == nil {
+			c.Close()
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the mended host: %v", err)
 		}
 		time.Sleep(200 * time.Millisecond)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"syscall"
@@ -22,7 +23,7 @@ const drainTime = 30 * time.Second
 func newServe() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
-		Use: "serve --config FILE", Short: "Run the front door until a signal; SIGHUP reloads", Args: cobra.NoArgs,
+		Use: "serve --config FILE", Short: "Run the front door until a signal; SIGHUP or a changed file reloads", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, report, err := readConfig(file)
 			if err != nil {
@@ -95,13 +96,21 @@ func serve(ctx context.Context, cfg *config.Config, file string, log zerolog.Log
 		return notFine(errors.Join(err, closeAll(f.closers)))
 	}
 	log.Info().Str("version", versionString()).Int("hosts", len(cfg.Hosts)).Msg("serving")
+	changed := time.NewTicker(configPoll)
+	defer changed.Stop()
+	watch := newFileWatch(file)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
 	for {
 		select {
 		case <-hup:
+			watch.use()
 			reloadFile(f, file)
+		case <-changed.C:
+			if watch.changed() {
+				reloadFile(f, file)
+			}
 		case <-ctx.Done():
 			log.Info().Int("connections", f.server.Connections()).Dur("limit_ms", drainTime).Msg("stopping")
 			sctx, cancel := context.WithTimeout(context.Background(), drainTime)
@@ -114,6 +123,47 @@ func serve(ctx context.Context, cfg *config.Config, file string, log zerolog.Log
 			return nil
 		}
 	}
+}
+
+// configPoll is how often the configuration file is looked at.
+const configPoll = 2 * time.Second
+
+// fileWatch tells when a file has changed and has been left alone since: an editor
+// may write it in several steps.
+type fileWatch struct {
+	name       string
+	used, seen fs.FileInfo
+}
+
+func newFileWatch(name string) *fileWatch {
+	w := &fileWatch{name: name}
+	w.use()
+	return w
+}
+
+// use takes the file as it is now for the one in use.
+func (w *fileWatch) use() {
+	w.used, _ = os.Stat(w.name)
+	w.seen = w.used
+}
+
+// changed looks at the file. It is true once for every change.
+func (w *fileWatch) changed() bool {
+	info, err := os.Stat(w.name)
+	if err != nil {
+		return false // between the steps of a rename, say
+	}
+	settled := sameFile(info, w.seen)
+	w.seen = info
+	if !settled || sameFile(info, w.used) {
+		return false
+	}
+	w.used = info
+	return true
+}
+
+func sameFile(a, b fs.FileInfo) bool {
+	return a != nil && b != nil && os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
 // reloadFile loads the configuration again. A bad one keeps the old table.
