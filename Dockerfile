@@ -7,7 +7,7 @@
 # The first stage can be done without: `make image-files` on any machine with Go, then
 # `docker buildx build --build-context build=dist .` (buildah and podman know the flag too).
 
-FROM docker.io/library/golang:1.26 AS build
+FROM golang:1.26 AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download

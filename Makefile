@@ -23,7 +23,7 @@ build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o dist/autodgate ./cmd/autodgate
 
 test: peers
-	$(GO) test -race -timeout 8m $(TESTFLAGS) ./...
+	$(GO) test -race -p 1 -timeout 8m $(TESTFLAGS) ./...
 
 # Tests talk to programs other people wrote. Without one of them its tests are skipped (and fail where CI=true).
 peers:

@@ -346,3 +346,13 @@ func contentLength(head string) int64 {
 	}
 	return 0
 }
+
+// waitForLog waits until the log holds a text.
+func (f *front) waitForLog(text string) {
+	f.t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !strings.Contains(f.log.String(), text); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			f.t.Fatalf("the log lacks %q", text)
+		}
+	}
+}

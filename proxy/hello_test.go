@@ -576,11 +576,11 @@ func FuzzHello(f *testing.F) {
 				t.Fatalf("name %q from %q", h.ServerName, h.RawServerName)
 			}
 		}
-		info, goErr := goHello(data)
+		info, _ := goHello(data)
 		switch {
 		case info == nil && err == nil:
 			// Refused there for an extension that decides nothing here, or for the trailing dot. Nothing else may differ.
-			if info, goErr = goHello(decidingPart(data)); strings.HasSuffix(h.RawServerName, ".") {
+			if info, goErr := goHello(decidingPart(data)); strings.HasSuffix(h.RawServerName, ".") {
 				if info != nil {
 					t.Fatalf("crypto/tls takes the trailing dot of %q now", h.RawServerName)
 				}

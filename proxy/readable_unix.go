@@ -18,7 +18,8 @@ func readable(c net.Conn) (yes bool) {
 	if err != nil {
 		return false
 	}
-	raw.Control(func(fd uintptr) {
+	// An error means that the socket is closed; the next write to it says so.
+	_ = raw.Control(func(fd uintptr) {
 		var b [1]byte
 		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		yes = err != syscall.EAGAIN && err != syscall.EINTR

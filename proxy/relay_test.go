@@ -350,6 +350,7 @@ func TestNames(t *testing.T) {
 	if _, err := tls.Dial("tcp", f.https, &tls.Config{InsecureSkipVerify: true, ServerName: "mail.contoso.com", NextProtos: []string{"h2"}}); err == nil {
 		t.Error("h2 was accepted")
 	}
+	f.waitForLog("only HTTP/1.1 is spoken here")
 	// HTTP/1.0 without Host reaches the default host, if that is where it landed.
 	tc, err := tls.Dial("tcp", f.https, &tls.Config{InsecureSkipVerify: true})
 	if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -152,7 +153,9 @@ func (p published) status(t *testing.T, method, path string) int {
 func frontTransport(t *testing.T, front *frontDoor) *http.Transport {
 	tr := &http.Transport{
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
-		Dial:            func(_, _ string) (net.Conn, error) { return net.Dial("tcp", front.https[0]) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", front.https[0])
+		},
 	}
 	t.Cleanup(tr.CloseIdleConnections)
 	return tr
