@@ -22,6 +22,7 @@ GOLANGCI_LINT = $(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o dist/autodgate ./cmd/autodgate
 
+# One package at a time: some tests hold the program to a time limit, and then it wants the machine for itself.
 test: peers
 	$(GO) test -race -p 1 -timeout 8m $(TESTFLAGS) ./...
 
