@@ -1,5 +1,7 @@
 package proxy
 
+import "net/netip"
+
 // verdict is what becomes of a TLS connection.
 type verdict int
 
@@ -24,7 +26,9 @@ type decision struct {
 // section 1.4 rule 8).
 func decide(t *Table, listener string, h hello) decision {
 	var host *Host
-	if h.ServerName == "" {
+	// An address is no server name (RFC 6066 section 3): probes that send one mean
+	// whatever is there, as those do that send none.
+	if _, err := netip.ParseAddr(h.ServerName); err == nil || h.ServerName == "" {
 		if host = t.Defaults[listener]; host == nil {
 			host = t.Defaults[""]
 		}

@@ -45,7 +45,7 @@ const (
 
 // hello is what a ClientHello says before anything is decrypted.
 type hello struct {
-	ServerName    string   // lower case, without a trailing dot; "" if the client sent no name. An IP literal stays as it is: no host has such a name
+	ServerName    string   // lower case, without a trailing dot; "" if the client sent no name. An IP literal stays as it is
 	RawServerName string   // as it was sent, for the log
 	ALPN          []string // in the client's order
 	MaxVersion    uint16   // highest version offered that is not GREASE (RFC 8701)

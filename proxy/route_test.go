@@ -180,7 +180,8 @@ func TestDecide(t *testing.T) {
 	ready = true
 	f(":443", "pending", terminate, pending)
 	f(":443", "other", refuseTLSName, nil)
-	f(":443", "192.0.2.1", refuseTLSName, nil)
+	f(":443", "192.0.2.1", terminate, mail)
+	f(":443", "2001:db8::1", terminate, mail)
 	f(":443", "", terminate, mail)
 	f(":8443", "", passOn, eas)
 	f(":9443", "", refuseTLSName, redir)

@@ -177,7 +177,7 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 }
 
 // buildSite makes a site's backends. Verification is on unless the config says
-// otherwise, and then the log says so loudly.
+// otherwise, which is among the warnings that loading it gives.
 func (f *frontDoor) buildSite(cfg *config.Config, name string) (*proxy.Site, error) {
 	sc := cfg.Sites[name]
 	site := &proxy.Site{Name: name, ConnectTimeout: cfg.Limits.ConnectTimeout}
@@ -191,10 +191,6 @@ func (f *frontDoor) buildSite(cfg *config.Config, name string) (*proxy.Site, err
 		if roots = x509.NewCertPool(); !roots.AppendCertsFromPEM(pem) {
 			return nil, fmt.Errorf("site %s: %s holds no PEM certificate", name, file)
 		}
-	}
-	if sc.AllowInternalUntrustedCerts {
-		f.log.Warn().Str("site", name).Bool("allow_internal_untrusted_certs", true).
-			Msg("the servers of this site are NOT authenticated: anybody between here and them can read and change everything; use trust: {ca: …} when you can")
 	}
 	for _, s := range sc.Servers {
 		serverName := s.Host()
