@@ -72,6 +72,7 @@ func passthrough(ctx context.Context, client *peekedConn, dial func(context.Cont
 	clientDone := make(chan struct{})
 	go func() {
 		defer close(clientDone)
+		defer recovered(log, p.close)
 		out = p.copyToClient()
 	}()
 	in += p.copyToBackend()

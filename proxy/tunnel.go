@@ -18,7 +18,12 @@ func (x *exchange) tunnel() error {
 	s.conn.SetDeadline(time.Time{})
 	x.up.conn.SetDeadline(time.Time{})
 	done := make(chan int64)
-	go func() { done <- x.pump(x.up.conn, &s.in) }()
+	go func() {
+		var in int64
+		defer func() { done <- in }()
+		defer recovered(s.log, s.abort)
+		in = x.pump(x.up.conn, &s.in)
+	}()
 	out := x.pump(s.conn, &x.up.in)
 	s.ev.in += <-done
 	s.ev.out += out
