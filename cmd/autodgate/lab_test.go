@@ -392,3 +392,46 @@ sites:
 	f("untrusted allowed", "allow_internal_untrusted_certs: true", 401)
 	f("untrusted allowed, server_name", "allow_internal_untrusted_certs: true, server_name: cas01.contoso.local", 401)
 }
+
+// Without --once the lab stays up, says what to try, and ends when interrupted,
+// leaving nothing behind.
+func TestLabStaysUp(t *testing.T) {
+	s, err := lab.Load(lab.DefaultScenario)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Expect = s.Expect[:1]
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	out := &watchedBuffer{want: "Interrupt (Ctrl-C) ends it.", seen: cancel}
+	if err := runLab(ctx, out, os.Stderr, s, labOptions{quiet: true}); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	for _, want := range []string{"The lab is up.", "curl --ntlm -u 'CONTOSO\\pat:Lab-Pat-1' --cacert ", "discover kim@fabrikam.com --dns 127.0.0.1:", "\nending\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the output lacks %q:\n%s", want, out.String())
+		}
+	}
+	file := regexp.MustCompile(`config +(\S+)`).FindStringSubmatch(out.String())
+	if file == nil {
+		t.Fatal("no config in the output")
+	}
+	if _, err := os.Stat(filepath.Dir(file[1])); !os.IsNotExist(err) {
+		t.Errorf("the lab's directory is left: %v", err)
+	}
+}
+
+// watchedBuffer calls seen when want has been written.
+type watchedBuffer struct {
+	bytes.Buffer
+	want string
+	seen func()
+}
+
+func (b *watchedBuffer) Write(p []byte) (int, error) {
+	n, err := b.Buffer.Write(p)
+	if strings.Contains(b.String(), b.want) {
+		b.seen()
+	}
+	return n, err
+}
