@@ -74,7 +74,11 @@ func runLab(ctx context.Context, out, logTo io.Writer, scenario *lab.Scenario, o
 	}
 	defer func() { err = errors.Join(err, company.Close()) }()
 
-	cfg, report := config.Parse(filepath.Join(company.Dir(), "autodgate.yaml"), []byte(company.Config()))
+	file := filepath.Join(company.Dir(), "autodgate.yaml") // for the user to look at
+	if err := os.WriteFile(file, []byte(company.Config()), 0o600); err != nil {
+		return notFine(err)
+	}
+	cfg, report := config.Parse(file, []byte(company.Config()))
 	if !report.OK() {
 		return notFine(fmt.Errorf("the scenario's front door config:\n%s", report.String()))
 	}
@@ -115,7 +119,7 @@ func runLab(ctx context.Context, out, logTo io.Writer, scenario *lab.Scenario, o
 	case o.once:
 		return nil
 	}
-	printHints(out, company, front)
+	printHints(out, company, front, file)
 	<-ctx.Done()
 	fmt.Fprintln(out, "\nending")
 	if failed > 0 {
@@ -212,7 +216,7 @@ func printRows(out io.Writer, rows []labRow) (failed int) {
 }
 
 // printHints says what to try against the running lab.
-func printHints(out io.Writer, company *lab.Company, front *frontDoor) {
+func printHints(out io.Writer, company *lab.Company, front *frontDoor, config string) {
 	https, http := front.https[0], front.http[0]
 	to := func(host string) string {
 		return fmt.Sprintf("--cacert %s --connect-to %s:443:%s", company.CAFile(), host, https)
@@ -223,7 +227,7 @@ The lab is up.
   DNS          %s
   CA           %s
   config       %s
-`, https, http, front.admin, company.DNSAddr(), company.CAFile(), filepath.Join(company.Dir(), "autodgate.yaml"))
+`, https, http, front.admin, company.DNSAddr(), company.CAFile(), config)
 	for _, s := range company.Servers() {
 		fmt.Fprintf(out, "  server       %s at %s, certificate SHA-256 %s\n", s.FQDN, s.Address, s.Fingerprint)
 	}

@@ -403,7 +403,20 @@ func TestLabStaysUp(t *testing.T) {
 	s.Expect = s.Expect[:1]
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	out := &watchedBuffer{want: "Interrupt (Ctrl-C) ends it.", seen: cancel}
+	out := &watchedBuffer{want: "Interrupt (Ctrl-C) ends it."}
+	var file string
+	out.seen = func() {
+		defer cancel()
+		m := regexp.MustCompile(`config +(\S+)`).FindStringSubmatch(out.String())
+		if m == nil {
+			t.Error("no config in the output")
+			return
+		}
+		file = m[1]
+		if _, err := os.Stat(file); err != nil {
+			t.Error(err)
+		}
+	}
 	if err := runLab(ctx, out, os.Stderr, s, labOptions{quiet: true}); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
@@ -412,11 +425,7 @@ func TestLabStaysUp(t *testing.T) {
 			t.Errorf("the output lacks %q:\n%s", want, out.String())
 		}
 	}
-	file := regexp.MustCompile(`config +(\S+)`).FindStringSubmatch(out.String())
-	if file == nil {
-		t.Fatal("no config in the output")
-	}
-	if _, err := os.Stat(filepath.Dir(file[1])); !os.IsNotExist(err) {
+	if _, err := os.Stat(filepath.Dir(file)); !os.IsNotExist(err) {
 		t.Errorf("the lab's directory is left: %v", err)
 	}
 }
