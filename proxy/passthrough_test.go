@@ -102,7 +102,7 @@ func passthroughTo(ctx context.Context, t *testing.T, backend string) (addr stri
 			return
 		}
 		c := newPeekedConn(s)
-		_ = s.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = s.SetDeadline(time.Now().Add(time.Minute))
 		if _, err := readHello(c); err != nil {
 			out <- passed{err: err}
 			return
@@ -155,7 +155,7 @@ func waitPassed(t *testing.T, ended <-chan passed) passed {
 	select {
 	case p := <-ended:
 		return p
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		buf := make([]byte, 1<<16)
 		t.Fatalf("passthrough did not end\n%s", buf[:runtime.Stack(buf, true)])
 		return passed{}
@@ -166,11 +166,10 @@ func waitPassed(t *testing.T, ended <-chan passed) passed {
 func noPassthroughLeft(t *testing.T) {
 	t.Helper()
 	buf := make([]byte, 1<<20)
-	for range 100 {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if !strings.Contains(string(buf[:runtime.Stack(buf, true)]), "passthroughPair") {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	t.Errorf("goroutines left:\n%s", buf[:runtime.Stack(buf, true)])
 }
@@ -276,15 +275,10 @@ func TestPassthroughOpenSSL(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// s_server takes no listening socket from us, so a port is found and let go first.
-	probe, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	backend := probe.Addr().String()
-	probe.Close()
-	server := exec.Command(openssl, "s_server", "-accept", backend, "-cert", both, "-WWW", "-quiet")
+	server := exec.Command(openssl, "s_server", "-accept", "127.0.0.1:0", "-cert", both, "-WWW")
 	server.Dir = dir
+	var said lockedBuffer // among it, the port that it was given
+	server.Stdout = &said
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -292,17 +286,13 @@ func TestPassthroughOpenSSL(t *testing.T) {
 		_ = server.Process.Kill()
 		_ = server.Wait()
 	}()
-	for i := 0; ; i++ {
-		c, err := net.Dial("tcp", backend)
-		if err == nil {
-			c.Close()
-			break
-		}
-		if i == 200 {
-			t.Fatal(err)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	var backend string
+	eventually(t, "openssl listens", func() bool {
+		_, rest, _ := strings.Cut(said.String(), "ACCEPT ")
+		var whole bool
+		backend, _, whole = strings.Cut(rest, "\n")
+		return whole
+	})
 
 	addr, ended := passthroughTo(t.Context(), t, backend)
 	client := exec.Command(openssl, "s_client", "-quiet", "-ign_eof", "-servername", "mail.contoso.com", "-verify_return_error", "-CAfile", both, "-connect", addr)
@@ -445,7 +435,7 @@ func TestPassthroughSlowReader(t *testing.T) {
 				done <- backend.CloseWrite()
 				return
 			}
-			_ = backend.SetWriteDeadline(time.Now().Add(10 * time.Second))
+			_ = backend.SetWriteDeadline(time.Now().Add(patience))
 			if _, err := backend.Write(buf[:n]); err != nil {
 				done <- err
 				return

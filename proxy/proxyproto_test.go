@@ -171,7 +171,7 @@ func TestProxyHeaderFromCurl(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	cmd := exec.Command(path, "-sk", "--max-time", "10", "--haproxy-protocol", "--connect-to", "mail.contoso.com:443:"+ln.Addr().String(), "https://mail.contoso.com/")
+	cmd := exec.Command(path, "-sk", "--max-time", "60", "--haproxy-protocol", "--connect-to", "mail.contoso.com:443:"+ln.Addr().String(), "https://mail.contoso.com/")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
