@@ -10,11 +10,20 @@ import (
 )
 
 // silentUDP is a DNS server that never answers.
-func silentUDP(t *testing.T) string {
+// silentUDP is the address of a resolver that answers nothing; heard is called at each question.
+func silentUDP(t *testing.T, heard func()) string {
 	t.Helper()
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	must(t, err)
 	t.Cleanup(func() { _ = pc.Close() })
+	go func() {
+		for {
+			if _, _, err := pc.ReadFrom(make([]byte, 512)); err != nil {
+				return
+			}
+			heard()
+		}
+	}()
 	return pc.LocalAddr().String()
 }
 

@@ -130,7 +130,7 @@ func (w *world) walker(client string) *Walker {
 		Profile: p, Resolver: w.dnsAddr, RootCAs: w.roots,
 		Credentials: Credentials{Password: "s3cret-pass", AllowBasic: true},
 		Ports:       map[int]int{443: w.httpsPort, 80: w.httpPort},
-		StepTimeout: 3 * time.Second,
+		StepTimeout: 20 * time.Second, // nothing waits for it
 	}
 }
 
@@ -234,7 +234,7 @@ var errPeeked = errors.New("peeked")
 // hello reads a ClientHello and does with the connection what the name's host says.
 func (w *world) hello(c net.Conn, accepted *chanListener) {
 	head := make([]byte, 5)
-	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := io.ReadFull(c, head); err != nil {
 		_ = c.Close()
 		return
@@ -523,7 +523,7 @@ func must(t *testing.T, err error) {
 }
 
 func walk1(w *Walker, address string) *Trace {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return w.Walk(ctx, address)
 }
