@@ -377,7 +377,7 @@ func TestReloadOnChange(t *testing.T) {
 		if err := os.Rename(temp, path); err != nil {
 			t.Fatal(err)
 		}
-		for deadline := time.Now().Add(10 * time.Second); !strings.Contains(log.String(), wantLog); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); !strings.Contains(log.String(), wantLog); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("no %q in the log: %s", wantLog, log.String())
 			}

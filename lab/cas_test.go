@@ -175,7 +175,7 @@ func TestNTLMWithHTTPClient(t *testing.T) {
 			TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 		}
 		defer tr.CloseIdleConnections()
-		client := &http.Client{Transport: ntlmssp.Negotiator{RoundTripper: tr}, Timeout: 10 * time.Second}
+		client := &http.Client{Transport: ntlmssp.Negotiator{RoundTripper: tr}, Timeout: time.Minute}
 		for range 3 {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, c.Servers()[1].URL+"/ews/exchange.asmx", strings.NewReader("<x/>"))
 			if err != nil {
@@ -349,7 +349,7 @@ func curl(t *testing.T, args ...string) (string, error) {
 	if v, err := exec.Command(path, "--version").Output(); err != nil || !bytes.Contains(v, []byte(" NTLM")) {
 		peer.Missing(t, "a curl with NTLM", "apt-get install curl")
 	}
-	out, err := exec.CommandContext(t.Context(), path, append([]string{"-sS", "--noproxy", "*", "--max-time", "20"}, args...)...).CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), path, append([]string{"-sS", "--noproxy", "*", "--max-time", "60"}, args...)...).CombinedOutput()
 	return string(out), err
 }
 
@@ -537,7 +537,7 @@ func TestRecorderSeesRequests(t *testing.T) {
 		t.Errorf("recorded %+v, want %+v", got, want)
 	}
 	w.close()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 		if conns := c.Recorder().Connections(); len(conns) == 1 && !conns[0].Open {
 			break
 		} else if time.Now().After(end) {

@@ -274,7 +274,7 @@ func TestDNSAnswers(t *testing.T) {
 		for _, network := range []string{"udp", "tcp"} {
 			q := new(dns.Msg)
 			q.SetQuestion(name, qtype)
-			m, _, err := (&dns.Client{Net: network, Timeout: 5 * time.Second}).Exchange(q, c.DNSAddr())
+			m, _, err := (&dns.Client{Net: network, Timeout: 20 * time.Second}).Exchange(q, c.DNSAddr())
 			if err != nil {
 				t.Errorf("%s over %s: %v", name, network, err)
 				continue
