@@ -244,8 +244,16 @@ func TestDefaults(t *testing.T) {
 		}
 	}
 	c = mustParse(t, "sites: {hq: {servers: [https://cas01]}}\n"+minimal)
-	if s := c.Sites["hq"]; s.Trust.Mode != "verify" || s.ExtendedProtection != "off" {
-		t.Errorf("the site is %+v", s)
+	// servers are authenticated, and spoken to in TLS that is safe, unless the file says otherwise.
+	want.Sites = map[string]*Site{"hq": {
+		Servers: []Server{{URL: "https://cas01"}}, Trust: Trust{Mode: "verify"}, ExtendedProtection: "off",
+		TLS: SiteTLS{MinVersion: "1.2", MaxVersion: "1.3", Ciphers: []string{}},
+	}}
+	if diff := cmp.Diff(want.Sites, c.Sites); diff != "" {
+		t.Errorf("sites (-want +got):\n%s", diff)
+	}
+	if c.AllowExternalUntrustedCerts {
+		t.Error("certificates outside are not verified")
 	}
 }
 
@@ -268,6 +276,7 @@ sites:
   hq:
     exchange: 2019
     trust: {ca: ca.pem}
+    tls: {min_version: 1.0}
     servers: [https://CAS01.contoso.local, {url: "https://cas02.contoso.local:8443", drain: true}, "https://[2001:db8::5]"]
 domains:
   "Bücher.example": {autodiscover: answer, external_url: "https://Mail.contoso.com"}
@@ -302,6 +311,7 @@ internal_networks: [10.0.0.0/8, 192.0.2.1, "2001:db8::1"]
 	hq := c.Sites["hq"]
 	eq("exchange", hq.Exchange, "2019")
 	eq("trust", hq.Trust, Trust{CA: "ca.pem"})
+	eq("tls", hq.TLS, SiteTLS{MinVersion: "1.0", MaxVersion: "1.3", Ciphers: []string{}})
 	eq("address", hq.Servers[0].Address(), "cas01.contoso.local:443")
 	eq("host", hq.Servers[2].Host(), "2001:db8::5")
 	eq("scheme", hq.Servers[2].Scheme(), "https")

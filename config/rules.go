@@ -43,6 +43,7 @@ const (
 	RuleStorage       Rule = "storage"
 	RuleEmail         Rule = "email"
 	RulePin           Rule = "pin"
+	RuleCipher        Rule = "cipher"
 	RuleVdirName      Rule = "vdir-name"
 	RuleVdirPath      Rule = "vdir-path"
 
@@ -78,6 +79,7 @@ const (
 	RuleServerHTTP       Rule = "server-http"
 	RuleTrustForm        Rule = "trust-form"
 	RuleTrustConflict    Rule = "trust-conflict"
+	RuleSiteTLS          Rule = "site-tls"
 	RuleUntrustedCerts   Rule = "untrusted-certs"
 	RuleDomainKeyUnused  Rule = "domain-key-unused" // a key its mode has no use for
 	RuleDomainURL        Rule = "domain-url"

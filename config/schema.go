@@ -127,7 +127,7 @@ func wordSchema(f field) object {
 			words = append(words, w)
 		}
 		for _, w := range f.enum {
-			if n, err := strconv.Atoi(w); err == nil { // exchange: 2019 needs no quotes
+			if n, err := strconv.ParseFloat(w, 64); err == nil { // exchange: 2019 and min_version: 1.2 need no quotes
 				words = append(words, n)
 			}
 		}

@@ -212,6 +212,8 @@ type Site struct {
 	AllowInternalUntrustedCerts bool `yaml:"allow_internal_untrusted_certs" default:"false"`
 	// The name sent to the servers as SNI and looked for in their certificates, when it is not the host of their URL.
 	ServerName string `yaml:"server_name" kind:"host" example:"mail.contoso.com"`
+	// Which TLS is spoken with the servers, when it is not what is safe.
+	TLS SiteTLS `yaml:"tls"`
 	// The Exchange version: presets for affinity, health pages and timeouts.
 	Exchange string `yaml:"exchange" enum:"2007,2010,2013,2016,2019,SE" example:"\"2019\""`
 	// Exchange's channel binding. It needs the same certificate on both sides: `auto` warns when they differ,
@@ -231,13 +233,26 @@ type Server struct {
 	Drain bool `yaml:"drain" default:"false"`
 }
 
+// SiteTLS is which TLS is spoken with the servers of a site.
+type SiteTLS struct {
+	// The oldest version. `1.0` and `1.1` are for servers that have nothing newer, and bring back the cipher suites of that
+	// time: RSA key exchange and 3DES.
+	MinVersion string `yaml:"min_version" enum:"1.0,1.1,1.2,1.3" default:"\"1.2\""`
+	// The newest version. `1.2` is for servers that ask for client certificates by renegotiation, which TLS 1.3 has no more.
+	MaxVersion string `yaml:"max_version" enum:"1.0,1.1,1.2,1.3" default:"\"1.3\""`
+	// The cipher suites up to TLS 1.2, by their IANA names. Without it: the safe ones, and those that min_version brings.
+	Ciphers []string `yaml:"ciphers" kind:"cipher" default:"[]" example:"[TLS_RSA_WITH_3DES_EDE_CBC_SHA]"`
+}
+
 // Trust is what a server's certificate is held against.
 type Trust struct {
-	// `verify` against the CAs of the system, or remember the certificate seen at `first_use`.
+	// `verify` against the CAs of the system, or remember each server's key at `first_use` (in certificates.storage) and
+	// accept no other from then on.
 	Mode string `form:"scalar" enum:"verify,first_use"`
 	// Verify against the CA certificates (PEM) in this file instead of the system's.
 	CA string `yaml:"ca" kind:"file" example:"internal-ca.pem"`
-	// Accept exactly these keys: sha256/ and the base64 SHA-256 of the public key.
+	// Accept exactly these: sha256/ and the base64 SHA-256 of the public key, or cert-sha256/ and that of the certificate.
+	// Names and dates do not matter then.
 	Pin []string `yaml:"pin" kind:"pin" example:"[\"sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"]"`
 }
 

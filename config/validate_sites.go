@@ -8,8 +8,9 @@ func (v validator) sites() {
 		s, p := v.c.Sites[name], sitesPath.key(name)
 		v.servers(p.key("servers"), s)
 		v.trust(p, s)
+		v.siteTLS(p.key("tls"), s.TLS)
 		if s.AllowInternalUntrustedCerts {
-			v.warn(p.key("allow_internal_untrusted_certs"), RuleUntrustedCerts, "trust: {ca: FILE} with the CA of the servers, or certificates that verify",
+			v.warn(p.key("allow_internal_untrusted_certs"), RuleUntrustedCerts, "trust: {ca: FILE} with the CA of the servers, {pin: [sha256/…]} with their keys, or first_use",
 				"THE SERVERS OF SITE %s ARE NOT AUTHENTICATED: whoever answers at their addresses reads every password and mailbox that passes", name)
 		}
 		// A mailbox may name any site, and the mailboxes are not in this file.
@@ -61,6 +62,20 @@ func (v validator) servers(p path, s *Site) {
 		if server.Scheme() == "http" && !s.Offload {
 			v.fail(at, RuleServerHTTP, "https://"+server.Host()+"; http:// only together with offload: true", "%s would carry mail and passwords in clear", server.URL)
 		}
+	}
+}
+
+// siteTLS compares versions as text, which is their order too.
+func (v validator) siteTLS(p path, t SiteTLS) {
+	if t.MinVersion > t.MaxVersion && !v.bad(p.key("min_version")) && !v.bad(p.key("max_version")) {
+		at := p.key("min_version")
+		if !v.has(at) {
+			at = p.key("max_version")
+		}
+		v.fail(at, RuleSiteTLS, "a min_version that is not above max_version", "no TLS version is both at least %s and at most %s", t.MinVersion, t.MaxVersion)
+	}
+	if t.MinVersion == "1.3" && len(t.Ciphers) > 0 {
+		v.fail(p.key("ciphers"), RuleSiteTLS, "one of the two", "ciphers chooses suites up to TLS 1.2, and min_version allows TLS 1.3 alone")
 	}
 }
 

@@ -81,11 +81,8 @@ func (v validator) notBuilt() {
 	}
 	for _, name := range ordered(v, sitesPath, v.c.Sites) {
 		s, p := v.c.Sites[name], sitesPath.key(name)
-		if s.Trust.Mode == "first_use" {
-			refuse(p.key("trust"), "verify, or {ca: FILE}", "trust: first_use", "a server could be exchanged unnoticed")
-		}
-		if v.has(p.key("trust").key("pin")) {
-			refuse(p.key("trust").key("pin"), "{ca: FILE}", "trust by pin", "a server could be exchanged unnoticed")
+		if s.Trust.Mode == "first_use" && isRedis(v.c.Certificates.Storage) {
+			refuse(p.key("trust"), "a directory as certificates.storage", "trust: first_use with storage on Redis", "a server could be exchanged unnoticed")
 		}
 		if s.ExtendedProtection == "required" {
 			refuse(p.key("extended_protection"), "off; or passthrough, where nothing stands between client and server",

@@ -2,6 +2,7 @@ package config
 
 import (
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -54,7 +55,8 @@ var kinds = map[string]kind{
 	"redirectaddr": {read: readRedirectAddr, about: "address, or @domain", pattern: "^[^@]*@[^@]+$"},
 	"email":        {read: readEmail, about: "address", format: "email"},
 	"storage":      {read: readStorage, about: "directory, or redis URL"},
-	"pin":          {read: readPin, about: "sha256/base64", pattern: "^sha256/[A-Za-z0-9+/]{43}=$"},
+	"pin":          {read: readPin, about: "sha256/base64", pattern: "^(cert-)?sha256/[A-Za-z0-9+/]{43}=$"},
+	"cipher":       {read: readCipher, about: "cipher suite", pattern: "^TLS_[A-Z0-9]+_WITH_[A-Z0-9_]+$"},
 	"mailboxfile":  {read: readMailboxFile, about: "file", pattern: `\.([yY][aA]?[mM][lL]|[cC][sS][vV])$`},
 	"":             {read: readPlain, about: "text"},
 }
@@ -274,12 +276,26 @@ func isRedis(storage string) bool {
 }
 
 func readPin(s string) (string, *fault) {
-	encoded, ok := strings.CutPrefix(s, "sha256/")
-	sum, err := base64.StdEncoding.DecodeString(encoded)
+	encoded, ok := strings.CutPrefix(strings.TrimPrefix(s, "cert-"), "sha256/")
+	sum, err := base64.StdEncoding.Strict().DecodeString(encoded)
 	if !ok || err != nil || len(sum) != sha256.Size {
-		return "", faultf(RulePin, "sha256/ and the base64 SHA-256 of the public key", "%q is not a pin", s)
+		return "", faultf(RulePin, "sha256/ and the base64 SHA-256 of the public key, or cert-sha256/ and that of the certificate", "%q is not a pin", s)
 	}
 	return s, nil
+}
+
+func readCipher(s string) (string, *fault) {
+	const want = "the IANA name of a suite that Go has, such as TLS_RSA_WITH_3DES_EDE_CBC_SHA"
+	for _, suite := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
+		switch {
+		case suite.Name != s:
+		case suite.SupportedVersions[0] == tls.VersionTLS13:
+			return "", faultf(RuleCipher, want, "%s belongs to TLS 1.3, whose suites cannot be chosen", s)
+		default:
+			return s, nil
+		}
+	}
+	return "", faultf(RuleCipher, want, "%q is no cipher suite known here", s)
 }
 
 func readMailboxFile(s string) (string, *fault) {

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -181,38 +179,50 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 func (f *frontDoor) buildSite(cfg *config.Config, name string) (*proxy.Site, error) {
 	sc := cfg.Sites[name]
 	site := &proxy.Site{Name: name, ConnectTimeout: cfg.Limits.ConnectTimeout}
-	var roots *x509.CertPool
-	if sc.Trust.CA != "" {
-		file := cfg.Path(sc.Trust.CA)
-		pem, err := os.ReadFile(file)
-		if err != nil {
-			return nil, fmt.Errorf("site %s: read CA certificates: %w", name, err)
-		}
-		if roots = x509.NewCertPool(); !roots.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("site %s: %s holds no PEM certificate", name, file)
-		}
+	options, err := backendTLS(cfg, sc)
+	if err != nil {
+		return nil, fmt.Errorf("site %s: %w", name, err)
 	}
 	for _, s := range sc.Servers {
-		serverName := s.Host()
-		if sc.ServerName != "" {
-			serverName = sc.ServerName
+		o := options
+		if o.ServerName = s.Host(); sc.ServerName != "" {
+			o.ServerName = sc.ServerName
 		}
-		site.Backends = append(site.Backends, &proxy.Backend{
-			Name: s.Host(), Address: s.Address(), Drain: s.Drain,
-			TLS: &tls.Config{
-				ServerName: serverName, RootCAs: roots, InsecureSkipVerify: sc.AllowInternalUntrustedCerts,
-				NextProtos: []string{"http/1.1"},
-				MinVersion: tls.VersionTLS12,
-				// Resumption pays for the connection that every client has to itself. No
-				// post-quantum share towards the inside: it costs time and old servers
-				// stumble over the larger hello.
-				ClientSessionCache:          tls.NewLRUClientSessionCache(64),
-				CurvePreferences:            []tls.CurveID{tls.CurveP256, tls.X25519, tls.CurveP384},
-				DynamicRecordSizingDisabled: true,
-			},
-		})
+		if sc.Trust.Mode == "first_use" {
+			o.FirstUse = tlsconf.NewFirstUse(filepath.Join(cfg.Path(cfg.Certificates.Storage), "first-use"), name, s.Address(), f.log)
+		}
+		c, err := tlsconf.BackendConfig(o)
+		if err != nil {
+			return nil, fmt.Errorf("site %s: %w", name, err)
+		}
+		site.Backends = append(site.Backends, &proxy.Backend{Name: s.Host(), Address: s.Address(), Drain: s.Drain, TLS: c})
 	}
 	return site, nil
+}
+
+// backendTLS is what the servers of a site have in common.
+func backendTLS(cfg *config.Config, sc *config.Site) (o tlsconf.BackendOptions, err error) {
+	o.Untrusted = sc.AllowInternalUntrustedCerts
+	if sc.Trust.CA != "" {
+		if o.Roots, err = tlsconf.LoadRoots(cfg.Path(sc.Trust.CA)); err != nil {
+			return o, err
+		}
+	}
+	for _, text := range sc.Trust.Pin {
+		pin, err := tlsconf.ParsePin(text)
+		if err != nil {
+			return o, err
+		}
+		o.Pins = append(o.Pins, pin)
+	}
+	if o.MinVersion, err = tlsconf.ParseVersion(sc.TLS.MinVersion); err != nil {
+		return o, err
+	}
+	if o.MaxVersion, err = tlsconf.ParseVersion(sc.TLS.MaxVersion); err != nil {
+		return o, err
+	}
+	o.CipherSuites, err = tlsconf.ParseCipherSuites(sc.TLS.Ciphers)
+	return o, err
 }
 
 // passthroughSite makes the nameless site of a passthrough host with backends of
