@@ -2,10 +2,13 @@ package proxy
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -95,11 +98,23 @@ func (dial dialFunc) tcp(ctx context.Context, b *Backend, timeout time.Duration)
 }
 
 // certificateHint adds what an administrator can do about a backend whose
-// certificate is not accepted, the most common first-day fault.
+// certificate is not accepted, the most common first-day fault, or whose TLS is
+// older than ours.
 func certificateHint(err error) string {
 	var verify *tls.CertificateVerificationError
-	if errors.As(err, &verify) {
-		return " (set the site's trust: {ca: …} or server_name; allow_internal_untrusted_certs: true gives up authentication)"
+	switch text := err.Error(); {
+	case errors.As(err, &verify):
+		pin := "…"
+		if len(verify.UnverifiedCertificates) > 0 {
+			sum := sha256.Sum256(verify.UnverifiedCertificates[0].RawSubjectPublicKeyInfo)
+			pin = "sha256/" + base64.StdEncoding.EncodeToString(sum[:])
+		}
+		return " (set the site's trust: {ca: …} or server_name, or trust: {pin: [" + pin + "]} if that is the server's key; " +
+			"allow_internal_untrusted_certs: true gives up authentication)"
+	case strings.Contains(text, "protocol version"): // the server's alert, or crypto/tls about its hello
+		return " (an old server? Set the site's tls: {min_version: \"1.0\"})"
+	case strings.Contains(text, "remote error: tls: handshake failure"):
+		return " (no cipher suite in common? Set the site's tls: {min_version: …} or {ciphers: […]})"
 	}
 	return ""
 }
