@@ -94,6 +94,7 @@ type requestEvent struct {
 	authorization bool
 	mode          string
 	vdir          string
+	rule          string // the attack rule that matched
 	backend       string
 	upstreamID    uint64
 	reused        bool
@@ -118,6 +119,7 @@ func (ev *requestEvent) route(rt route) {
 	if rt.vdir != nil {
 		ev.vdir = rt.vdir.Name
 	}
+	ev.rule = attackRules[rt.rule].ID
 	if rt.action == actRedirect {
 		ev.mode = Redirect.String()
 	}
@@ -162,6 +164,9 @@ func (ev *requestEvent) end(s *session, err error) {
 	}
 	if ev.vdir != "" {
 		e = e.Str("virtual_directory", ev.vdir)
+	}
+	if ev.rule != "" {
+		e = e.Str("rule", ev.rule)
 	}
 	if ev.backend != "" {
 		e = e.Str("backend", ev.backend).Uint64("upstream", ev.upstreamID).Bool("reused", ev.reused)

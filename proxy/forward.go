@@ -50,12 +50,16 @@ func dropped(f *field, nominated []string) bool {
 
 // claimed tells whether a request field is one by which a proxy tells a server
 // about its client. From clients they are forgeries and are removed, also
-// when spelled with "_", which some servers read as "-".
+// when spelled with "_", which some servers read as "-". The same goes for what
+// Exchange's front end tells its back end (rule backend-headers).
 func claimed(name []byte) bool {
 	switch name[0] | 0x20 {
 	case 'x', 'f', 'c', 't':
 	default:
 		return false
+	}
+	if backEndHeader(name) {
+		return true
 	}
 	n := strings.ReplaceAll(strings.ToLower(string(name)), "_", "-")
 	switch n {

@@ -73,6 +73,9 @@ func (s *session) serve(ctx context.Context) error {
 		s.identity = s.identity || s.head.identity
 		rt := routeRequest(s.originOf(&s.head), &s.head)
 		s.ev.route(rt)
+		if rt.rule != noRule {
+			s.srv.ruleHits[rt.rule].Add(1)
+		}
 		var keep bool
 		switch rt.action {
 		case actBridge:

@@ -27,6 +27,7 @@ type route struct {
 	handler  http.Handler
 	host     *Host
 	vdir     *VirtualDirectory
+	rule     ruleNumber // of attacks.go, if one matched
 	// target is what the backend is asked for: the raw request target, except for
 	// autodiscover.json, which is rebuilt (see v2Target).
 	target string
@@ -126,6 +127,10 @@ func routeBridge(o origin, host *Host, h *requestHead, path, query string) route
 	if vdir == nil || !vdir.open(o.internal, path) {
 		return refuse(http.StatusNotFound, "not published")
 	}
+	rule := findAttack(h, vdir, path, query)
+	if rule != noRule && !attackRules[rule].Removes {
+		return blocked(rule, vdir)
+	}
 	if !vdir.allows(h.method) {
 		r := refuse(http.StatusMethodNotAllowed, "method not allowed in "+vdir.Name)
 		r.allow, r.vdir = vdir.Methods, vdir
@@ -134,12 +139,24 @@ func routeBridge(o origin, host *Host, h *requestHead, path, query string) route
 		}
 		return r
 	}
-	r := route{action: actBridge, vdir: vdir, target: h.target}
+	if strings.HasPrefix(path, "/autodiscover/") && strings.Contains(path, ";") {
+		// To IIS it is a character like others; some parsers end the path there. No
+		// Autodiscover client sends one (AUTODISCOVER.md section 9).
+		r := refuse(http.StatusBadRequest, "semicolon in an Autodiscover path")
+		r.vdir = vdir
+		return r
+	}
+	r := route{action: actBridge, vdir: vdir, target: h.target, rule: rule}
 	if suffix, ok := underV2(path); ok {
+		if h.method != "GET" && h.method != "HEAD" {
+			r := refuse(http.StatusMethodNotAllowed, "autodiscover.json: only GET and HEAD")
+			r.allow, r.vdir = []string{"GET", "HEAD"}, vdir
+			return r
+		}
 		target, err := v2Target(h.method, suffix, query)
 		if err != nil {
-			r := refuse(http.StatusBadRequest, err.Error())
-			r.vdir = vdir
+			r := blocked(ruleV2, vdir)
+			r.why += ": " + err.Error()
 			return r
 		}
 		r.target = target

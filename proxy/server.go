@@ -35,6 +35,8 @@ type Server struct {
 	connIDs atomic.Uint64
 	closing atomic.Bool
 	dates   atomic.Pointer[dateLine]
+	// ruleHits counts the requests that matched each of attackRules.
+	ruleHits [len(attackRules)]atomic.Uint64
 
 	ctx    context.Context // ends when connections are to be cut
 	cancel context.CancelFunc
