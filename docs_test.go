@@ -198,3 +198,25 @@ func TestPublishedDirectories(t *testing.T) {
 		}
 	}
 }
+
+// The table of known attacks is the rules of the program.
+func TestRulesInTheDocuments(t *testing.T) {
+	_, section, _ := strings.Cut(read(t, "docs/bridging.md"), "\n## Known attacks\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	var got, want []string
+	for line := range strings.SplitSeq(section, "\n") {
+		if strings.HasPrefix(line, "| `") {
+			got = append(got, line)
+		}
+	}
+	for _, r := range proxy.Rules() {
+		verb := ""
+		if r.Removes {
+			verb = "(removes) "
+		}
+		want = append(want, fmt.Sprintf("| `%s` | %s%s | %s |", r.ID, verb, r.Stops, r.Reference))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("docs/bridging.md has\n%s\nbut the rules are\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}

@@ -11,12 +11,13 @@
 //
 // Data goes forward only; a later step never calls an earlier one. Each box is a
 // file named after it: accept.go, hello.go, decide.go, passthrough.go,
-// terminate.go, relay.go, route.go, redirect.go, answer.go, bridge.go (with
-// uplink.go for the client's side of an exchange, and tunnel.go for what follows
-// 101 Switching Protocols). Beside them stands what they share: table.go (what
-// names mean), head.go and body.go (HTTP/1.1 heads and framing, strict) over
-// reader.go, forward.go (which header lines cross), upstream.go (the connection to
-// a backend), accesslog.go.
+// terminate.go, relay.go, route.go (with attacks.go for the requests that are
+// known attacks), redirect.go, answer.go, bridge.go (with uplink.go for the
+// client's side of an exchange, and tunnel.go for what follows 101 Switching
+// Protocols). Beside them stands what they share: table.go (what names mean),
+// head.go and body.go (HTTP/1.1 heads and framing, strict) over reader.go,
+// forward.go (which header lines cross), upstream.go (the connection to a
+// backend), accesslog.go.
 //
 // Two rules hold everywhere. One goroutine owns a client connection and its one
 // backend connection per site; backend connections are never pooled, because
