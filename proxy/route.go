@@ -175,7 +175,14 @@ func routePlain(o origin, host *Host, h *requestHead, path, query string) route 
 	if host.Mode == Passthrough {
 		return refuse(http.StatusNotFound, "a passthrough host has no plain HTTP site")
 	}
-	target := host.Name
+	// An alias is a name of its own, in the same certificate: who asked for it is
+	// not sent to another name, which would be worth a prompt. It is a configured
+	// name like any other, not whatever Host says.
+	own := host.Name
+	if h.hostName != "" {
+		own = h.hostName
+	}
+	target := own
 	if host.Mode == Redirect {
 		target = host.RedirectTo
 	}
@@ -185,7 +192,7 @@ func routePlain(o origin, host *Host, h *requestHead, path, query string) route 
 	if host.Mode == Bridge && (h.method == "GET" || h.method == "HEAD") {
 		vdir := findDirectory(host.VirtualDirectories, path)
 		if path == "/" || vdir != nil && vdir.open(o.internal, path) {
-			return route{action: actRedirect, location: "https://" + host.Name + h.target}
+			return route{action: actRedirect, location: "https://" + own + h.target}
 		}
 	}
 	return refuse(http.StatusNotFound, "nothing is served here in clear")
