@@ -45,7 +45,7 @@ func (h *Handler) login(r *http.Request, source netip.Addr) loginResult {
 	end, wait, err := h.throttle.begin(r.Context(), sourceKey(source), counted...)
 	if err != nil || wait > 0 {
 		if wait > 0 {
-			h.log.Info().Stringer("source", source).Dur("wait", wait).Msg("login refused after too many failures")
+			h.log.Info().Stringer("source", source).Dur("wait_ms", wait).Msg("login refused after too many failures")
 		}
 		return loginResult{wait: wait, err: err}
 	}

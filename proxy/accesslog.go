@@ -38,7 +38,7 @@ func (ev *connEvent) write(c *clientConn, err error) {
 	switch {
 	case errors.Is(err, errNoBackend):
 		e = c.log.Error()
-	case err == nil && ev.mode == "" || err == nil && ev.mode == modeHTTP && ev.requests == 0:
+	case (err == nil || isPeerEnd(err)) && ev.requests == 0 && (ev.mode == "" || ev.mode == modeHTTP):
 		e = c.log.Debug()
 	default:
 		e = c.log.Info()

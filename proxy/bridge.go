@@ -46,10 +46,13 @@ const (
 	// backend's word before it gets ours.
 	expectWait = 3 * time.Second
 	// drainLimit is how much of a request body is still carried after an early
-	// response so that both connections can live on; drainTime is how
-	// long that may take.
-	drainLimit = 256 << 10
-	drainTime  = 10 * time.Second
+	// response so that both connections can live on. A 401 in the middle of
+	// a login of the connection must not end it, or the login never gets through:
+	// loginDrainLimit is what Exchange takes over EWS. drainTime is for how long the
+	// client may be silent meanwhile.
+	drainLimit      = 256 << 10
+	loginDrainLimit = 64 << 20
+	drainTime       = 10 * time.Second
 	// coalesce is up to how many bytes of payload are gathered for one write.
 	coalesce = 16 << 10
 )
@@ -241,7 +244,15 @@ func (x *exchange) tooMuchLeft() bool {
 	if x.bodyHeldBack() {
 		return false
 	}
-	return s.head.contentLength-x.moved.Load() > drainLimit
+	return s.head.contentLength-x.moved.Load() > x.drainLimit()
+}
+
+// drainLimit is how much of the body is carried behind this early response.
+func (x *exchange) drainLimit() int64 {
+	if s := x.s; s.resp.status == http.StatusUnauthorized && (s.head.identity || s.resp.challengesConnection()) {
+		return loginDrainLimit
+	}
+	return drainLimit
 }
 
 // finish ends an exchange whose response is complete. If the request is not, its
@@ -255,6 +266,9 @@ func (x *exchange) finish(keep bool) (bool, error) {
 		}
 		if !x.bodySent() {
 			keep = false
+			if !x.gone.Load() {
+				s.ev.cause = "response before the request was complete; its rest was not waited for"
+			}
 			x.up.close() // also frees an uplink that is stuck in a write
 		}
 		x.stopUplink()
@@ -271,16 +285,21 @@ func (x *exchange) finish(keep bool) (bool, error) {
 
 // awaitBody gives the client the time to send the rest of its body.
 func (x *exchange) awaitBody() {
-	wait := drainTime
+	silence := drainTime
 	if x.bodyHeldBack() {
-		wait = x.vdir.RequestIdle // the client may take its time to send it after all
+		silence = x.vdir.RequestIdle // the client may take its time to send it after all
 	}
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-x.bodyDone:
-	case <-x.ended:
-	case <-t.C:
+	limit := x.moved.Load() + x.drainLimit()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for x.idleFor() < silence && x.moved.Load() <= limit {
+		select {
+		case <-x.bodyDone:
+			return
+		case <-x.ended:
+			return
+		case <-tick.C:
+		}
 	}
 }
 

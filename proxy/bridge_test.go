@@ -1017,3 +1017,38 @@ func TestInternalBehindTrustedProxy(t *testing.T) {
 		}
 	}
 }
+
+// a login of the connection gets through with a large body in every leg,
+// as some clients send it, before a server that answers 401 at the head.
+func TestLoginWithLargeBodies(t *testing.T) {
+	t.Parallel()
+	const size = 3 << 20
+	b := newRecorder(t, func(c *recorded) {
+		for leg := range 3 {
+			h, err := c.head()
+			if err != nil {
+				return
+			}
+			status := []string{"401 Unauthorized\r\nWWW-Authenticate: NTLM", "401 Unauthorized\r\nWWW-Authenticate: NTLM TlRMTVNTUAACAAAA", "200 OK"}[leg]
+			io.WriteString(c, "HTTP/1.1 "+status+"\r\nContent-Length: 0\r\n\r\n")
+			if _, err := io.CopyN(io.Discard, c.br, contentLength(h)); err != nil {
+				return
+			}
+		}
+		c.head()
+	})
+	f := newFront(t, nil, b.backend())
+	c := f.dial("mail.contoso.com")
+	body := strings.Repeat("b", size)
+	for leg, auth := range []string{"", "Authorization: NTLM TlRMTVNTUAABAAAA\r\n", "Authorization: NTLM TlRMTVNTUAADAAAA\r\n"} {
+		c.send(fmt.Sprintf("POST /ews/exchange.asmx HTTP/1.1\r\nHost: mail.contoso.com\r\n%sContent-Length: %d\r\n\r\n", auth, size))
+		c.send(body)
+		h := c.head()
+		if want := []string{"401", "401", "200"}[leg]; h[9:12] != want || leg < 2 && strings.Contains(h, "close") {
+			t.Fatalf("leg %d: %q", leg, h)
+		}
+	}
+	if n := len(b.connections()); n != 1 {
+		t.Errorf("%d backend connections", n)
+	}
+}

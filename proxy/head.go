@@ -397,6 +397,17 @@ func bindsConnection(value []byte) bool {
 		bytes.EqualFold(scheme, []byte("Nego2"))
 }
 
+// challengesConnection tells whether a response asks for a login that is one of
+// the connection.
+func (h *responseHead) challengesConnection() bool {
+	for i := range h.fields {
+		if f := &h.fields[i]; f.is("WWW-Authenticate") && bindsConnection(f.value) {
+			return true
+		}
+	}
+	return false
+}
+
 // hasBody tells whether a request carries a body.
 func (h *requestHead) hasBody() bool { return h.chunked || h.contentLength > 0 }
 

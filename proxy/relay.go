@@ -83,6 +83,9 @@ func (s *session) serve(ctx context.Context) error {
 		default:
 			keep, err = s.answer(ctx, rt)
 		}
+		if err != nil && ctx.Err() != nil {
+			err = errShutdown // what was cut looks like a peer that left
+		}
 		s.ev.end(s, err)
 		if !keep || err != nil {
 			if s.lingerDue && err == nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 )
@@ -38,10 +39,12 @@ func handshakeHint(err error, h hello) string {
 		return " (the client sent the name with a trailing dot, which TLS does not allow: RFC 6066 section 3)"
 	case len(h.ALPN) == 1 && h.ALPN[0] == "acme-tls/1":
 		return " (an ACME TLS-ALPN-01 validation for a name without such a certificate)"
-	case strings.Contains(err.Error(), "unsupported application protocols"):
+	case strings.Contains(err.Error(), "unsupported application protocols") && slices.Contains(h.ALPN, "h2"):
 		return " (only HTTP/1.1 is spoken here: NTLM and Negotiate do not work over HTTP/2)"
-	case strings.Contains(err.Error(), "unknown certificate authority"), strings.Contains(err.Error(), "bad certificate"):
+	case strings.Contains(err.Error(), "unknown certificate"), strings.Contains(err.Error(), "bad certificate"):
 		return " (the client does not trust the certificate)"
+	case strings.Contains(err.Error(), "expired certificate"):
+		return " (the client says that the certificate has expired)"
 	case strings.Contains(err.Error(), "bad record MAC"):
 		// OpenSSL sends the alert of TLS 1.3 in clear when it gives up on a certificate.
 		return " (a client with OpenSSL that does not trust the certificate ends like this)"

@@ -58,7 +58,7 @@ func Inspect(chain []*x509.Certificate, names []string, now time.Time) []string 
 		// Issued by a root directly is fine if clients have that root; mostly it is a forgotten intermediate.
 		_, err := leaf.Verify(x509.VerifyOptions{CurrentTime: leaf.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 		if err != nil {
-			warn("the chain ends at the certificate itself, and its issuer %q is no root known here: intermediate certificates missing?", issuerName(leaf))
+			warn("the chain ends at the certificate itself, and its issuer %q is no root known here: intermediate certificates missing, or a private CA?", issuerName(leaf))
 		}
 	}
 	return out

@@ -73,5 +73,5 @@ func TestInspect(t *testing.T) {
 	f("not yet", []*issued{self}, nil, now.AddDate(-1, 0, 0), "is not valid before")
 	f("no SAN", []*issued{issue(t, "mail.contoso.com", nil, nil)}, []string{"mail.contoso.com"}, now, `no subject alternative name, and clients do not look at the common name "mail.contoso.com"`)
 	f("names", full, []string{"mail.contoso.com", "legacy.contoso.com"}, now, "does not cover legacy.contoso.com, only mail.contoso.com, autodiscover.contoso.com")
-	f("no intermediate", []*issued{leaf}, nil, now, `its issuer "Contoso Issuing" is no root known here: intermediate certificates missing?`)
+	f("no intermediate", []*issued{leaf}, nil, now, `its issuer "Contoso Issuing" is no root known here: intermediate certificates missing, or a private CA?`)
 }

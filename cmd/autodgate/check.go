@@ -16,7 +16,7 @@ import (
 func newCheck() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
-		Use: "check --config FILE", Short: "Validate a configuration and the files it names", Args: cobra.NoArgs,
+		Use: "check --config FILE", Short: "Validate a configuration and the files it names",
 		Long: `Validate a configuration: every problem at once, each with its place and what
 would be right. Then open the files it names: certificates and keys, CA
 certificates, mailboxes.
@@ -29,12 +29,12 @@ Exit status: 0 all is fine, 1 a file is not, 2 the configuration does not load.`
 			if err != nil {
 				return err
 			}
-			problems := checkFiles(out, cfg)
+			problems, warnings := checkFiles(out, cfg)
 			if problems > 0 {
 				return notFine(fmt.Errorf("%s loads, but %s it names cannot be used", file, count(problems, "file")))
 			}
 			fine := "fine"
-			if n := len(report.Warnings()); n > 0 {
+			if n := len(report.Warnings()) + warnings; n > 0 {
 				fine += ", with " + count(n, "warning")
 			}
 			fmt.Fprintf(out, "%s: %s: %s, %s, %s\n", file, fine, count(len(cfg.Hosts), "host"), count(len(cfg.Sites), "site"), count(len(cfg.Domains), "domain"))
@@ -45,9 +45,9 @@ Exit status: 0 all is fine, 1 a file is not, 2 the configuration does not load.`
 	return cmd
 }
 
-// checkFiles opens what the configuration names, prints what is wrong, and
-// returns how much that is. Warnings are printed and not counted.
-func checkFiles(w io.Writer, cfg *config.Config) (problems int) {
+// checkFiles opens what the configuration names, prints what is wrong or doubtful,
+// and returns how much that is.
+func checkFiles(w io.Writer, cfg *config.Config) (problems, warnings int) {
 	fail := func(format string, args ...any) {
 		problems++
 		fmt.Fprintf(w, "error: "+format+"\n", args...)
@@ -57,11 +57,12 @@ func checkFiles(w io.Writer, cfg *config.Config) (problems int) {
 		if h.Certificate == nil || h.Certificate.Cert == "" {
 			continue
 		}
-		_, warnings, err := tlsconf.LoadFiles(cfg.Path(h.Certificate.Cert), cfg.Path(h.Certificate.Key), append([]string{name}, h.Aliases...))
+		_, doubts, err := tlsconf.LoadFiles(cfg.Path(h.Certificate.Cert), cfg.Path(h.Certificate.Key), append([]string{name}, h.Aliases...))
 		if err != nil {
 			fail("host %s: %v", name, err)
 		}
-		for _, text := range warnings {
+		for _, text := range doubts {
+			warnings++
 			fmt.Fprintf(w, "warning: host %s: %s\n", name, text)
 		}
 	}
@@ -81,5 +82,5 @@ func checkFiles(w io.Writer, cfg *config.Config) (problems int) {
 			fail("mailboxes: %v", err)
 		}
 	}
-	return problems
+	return problems, warnings
 }

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -430,17 +431,18 @@ func TestLabStaysUp(t *testing.T) {
 	}
 }
 
-// watchedBuffer calls seen when want has been written.
+// watchedBuffer calls seen once want has been written.
 type watchedBuffer struct {
 	bytes.Buffer
 	want string
 	seen func()
+	once sync.Once
 }
 
 func (b *watchedBuffer) Write(p []byte) (int, error) {
 	n, err := b.Buffer.Write(p)
 	if strings.Contains(b.String(), b.want) {
-		b.seen()
+		b.once.Do(b.seen)
 	}
 	return n, err
 }

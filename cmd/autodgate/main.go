@@ -46,7 +46,12 @@ func notFine(err error) error { return &exitError{1, err} }
 // badUsage reports a command line, or a config, that cannot be used.
 func badUsage(err error) error { return &exitError{2, err} }
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	// A reader that goes away (lab | head) is a write error, not the program's end:
+	// the lab cleans up behind itself.
+	signal.Ignore(syscall.SIGPIPE)
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
 
 // run executes a command line and returns the exit status.
 func run(args []string, stdout, stderr io.Writer) int {
@@ -85,10 +90,12 @@ itself, and bridges client access to internal servers so that NTLM, Outlook
 Anywhere, MAPI over HTTP, ActiveSync, EWS and OWA work.
 
 Try it: autodgate lab`,
+		Version:      versionString(),
 		SilenceUsage: true, SilenceErrors: true,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SetVersionTemplate("autodgate {{.Version}}\n")
 	root.AddCommand(newServe(), newCheck(), newDiscover(), newLab(), newConfig(), newHealth(), newVersion(), newMan())
 	return root
 }

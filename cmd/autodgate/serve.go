@@ -23,7 +23,7 @@ const drainTime = 30 * time.Second
 func newServe() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
-		Use: "serve --config FILE", Short: "Run the front door until a signal; SIGHUP or a changed file reloads", Args: cobra.NoArgs,
+		Use: "serve --config FILE", Short: "Run the front door until a signal; SIGHUP or a changed file reloads",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, report, err := readConfig(file)
 			if err != nil {
@@ -41,6 +41,12 @@ func newServe() *cobra.Command {
 
 // configFlag adds --config, which must be given.
 func configFlag(cmd *cobra.Command, file *string) {
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return fmt.Errorf("%s takes its file with --config: %s --config %s", cmd.Name(), cmd.CommandPath(), args[0])
+		}
+		return nil
+	}
 	cmd.Flags().StringVarP(file, "config", "c", "", "the configuration file")
 	if err := cmd.MarkFlagRequired("config"); err != nil {
 		panic(err) // the flag is defined on the line above
