@@ -117,8 +117,8 @@ var attackRules = [...]attackRule{
 		func(f findings, _ string, _ *VirtualDirectory) bool { return f.any(backEndToken) },
 	},
 	ruleBackEndHeaders: {
-		// Removed, not refused: Exchange's own front end drops them in silence too, and
-		// nothing is lost of a request that some server, not a client, made.
+		// Removed, not refused (AUTODISCOVER.md section 9): nothing is lost of a request
+		// that some server, not a client, made.
 		Rule{
 			ID: "backend-headers", Reference: "CVE-2021-34523 (ProxyShell)", Removes: true,
 			Stops: "headers by which Exchange's front end tells its back end who the user is: `X-CommonAccessToken`, `X-Rps-CAT`, `X-IsFromCafe`, `X-IsFromBackend`, `X-SourceCafeServer`, also spelled with `_`",
