@@ -160,14 +160,21 @@ func (u *upstream) quiet() error {
 	if u.in.buffered() > 0 {
 		return errUnasked
 	}
-	// A deadline in the past leaves the socket alone and shows what the TLS layer
-	// holds. If there is something in the socket it is read: it may be only a
-	// session ticket, which is no answer to anything.
-	deadline := past
-	if readable(u.raw) {
-		deadline = time.Now().Add(ticketWait)
+	// If there is something in the socket it is read: it may be only a session
+	// ticket, which is no answer to anything. A machine that is slow to come to it is
+	// given more time; what cannot be read is not taken for nothing.
+	for wait := ticketWait; readable(u.raw); wait *= 4 {
+		if wait > time.Minute {
+			return errUnasked
+		}
+		u.conn.SetReadDeadline(time.Now().Add(wait))
+		if err := u.in.fill(); !isTimeout(err) {
+			return idleRead(err)
+		}
 	}
-	u.conn.SetReadDeadline(deadline)
+	// A deadline in the past leaves the socket alone and shows what the TLS layer
+	// holds.
+	u.conn.SetReadDeadline(past)
 	return idleRead(u.in.fill())
 }
 
