@@ -3,6 +3,8 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -523,5 +525,69 @@ func TestNothingSecretIsLogged(t *testing.T) {
 	}
 	if strings.Contains(s, "sec") || bytes.Contains([]byte(s), []byte("contoso.com/")) || strings.Contains(s, "pat") && !strings.Contains(s, `"path"`) {
 		t.Errorf("log: %s", s)
+	}
+}
+
+// R-0.1: passthrough and terminated names share a listener, and the bytes of a
+// passthrough connection arrive as they were sent, both ways.
+func TestPassthroughOnSharedListener(t *testing.T) {
+	t.Parallel()
+	b := newRecorder(t, func(c *recorded) {
+		if head, _ := c.br.Peek(4); string(head) == "GET " {
+			echo(c)
+			return
+		}
+		io.Copy(c, c.br)
+	})
+	f := newFront(t, func(f *front, _ *Options, tb *Table) {
+		tb.Hosts["eas.contoso.com"] = &Host{Name: "eas.contoso.com", Mode: Passthrough, Site: f.site}
+	}, b.backend())
+	raw, err := net.Dial("tcp", f.https)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The name in the hello is the front door's, the certificate the backend's own.
+	tc := tls.Client(raw, &tls.Config{ServerName: "eas.contoso.com", InsecureSkipVerify: true})
+	c := newClient(t, tc)
+	data := make([]byte, 4<<20)
+	if _, err := rand.Read(data); err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan error, 1)
+	go func() {
+		_, err := c.Write(data)
+		sent <- err
+	}()
+	got := sha256.New()
+	if _, err := io.CopyN(got, c.br, int64(len(data))); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	if want := sha256.Sum256(data); !bytes.Equal(got.Sum(nil), want[:]) {
+		t.Error("the stream changed on its way")
+	}
+	if !tc.ConnectionState().PeerCertificates[0].Equal(b.cert.Leaf) {
+		t.Error("another certificate than the backend's")
+	}
+	bridged := f.dial("mail.contoso.com")
+	bridged.send(get("/owa/"))
+	if r, _ := bridged.response("GET"); r.StatusCode != 200 {
+		t.Errorf("the terminated name beside it: %d", r.StatusCode)
+	}
+}
+
+// A PROXY header is taken on plain HTTP as well (R-11.13).
+func TestProxyHeaderOnPlainHTTP(t *testing.T) {
+	t.Parallel()
+	f := newFront(t, func(_ *front, o *Options, tb *Table) {
+		o.ProxyProtocolFrom = prefixes("127.0.0.0/8")
+		tb.ACMEChallenge = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.RemoteAddr) })
+	})
+	c := f.dialPlain()
+	c.send("PROXY TCP4 192.0.2.77 192.0.2.1 5555 80\r\nGET /.well-known/acme-challenge/x HTTP/1.1\r\nHost: mail.contoso.com\r\n\r\n")
+	if _, body := c.response("GET"); body != "192.0.2.77:5555" {
+		t.Errorf("client %q", body)
 	}
 }
