@@ -41,13 +41,6 @@ func NormalizeAddress(address string) (string, error) {
 	return local + "@" + domain, nil
 }
 
-// AddressDomain returns the normalised domain of an address, or an error when
-// [NormalizeAddress] would refuse the address.
-func AddressDomain(address string) (string, error) {
-	_, domain, err := splitAddress(address)
-	return domain, err
-}
-
 // NormalizeDomain returns a mail domain in lower-case A-labels.
 func NormalizeDomain(domain string) (string, error) {
 	if domain == "" || strings.HasSuffix(domain, ".") {
