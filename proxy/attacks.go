@@ -327,26 +327,10 @@ var backEndNames = [...]string{"x-commonaccesstoken", "x-rps-cat", "x-isfromcafe
 // backEndHeader tells whether a header is one of backEndNames, also when spelled
 // with "_".
 func backEndHeader(name []byte) bool {
-	if name[0]|0x20 != 'x' {
-		return false
-	}
-next:
 	for _, want := range backEndNames {
-		if len(want) != len(name) {
-			continue
+		if len(name) == len(want) && beginsAs(name, want) {
+			return true
 		}
-		for i, c := range name {
-			switch {
-			case 'A' <= c && c <= 'Z':
-				c |= 0x20
-			case c == '_':
-				c = '-'
-			}
-			if c != want[i] {
-				continue next
-			}
-		}
-		return true
 	}
 	return false
 }

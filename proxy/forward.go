@@ -53,20 +53,50 @@ func dropped(f *field, nominated []string) bool {
 // when spelled with "_", which some servers read as "-". The same goes for what
 // Exchange's front end tells its back end (rule backend-headers).
 func claimed(name []byte) bool {
-	switch name[0] | 0x20 {
-	case 'x', 'f', 'c', 't':
-	default:
+	for _, c := range claims {
+		if beginsAs(name, c.name) && (len(name) == len(c.name) || c.prefix) {
+			return true
+		}
+	}
+	return backEndHeader(name)
+}
+
+// claims are the fields of claimed, some by how they begin.
+var claims = []struct {
+	name   string
+	prefix bool
+}{
+	{"x-forwarded", false},
+	{"x-forwarded-", true},
+	{"x-real-ip", false},
+	{"x-arr-", true},
+	{"x-ssl-", true},
+	{"forwarded", false},
+	{"front-end-https", false},
+	{"true-client-ip", false},
+	{"client-cert", false},
+	{"client-cert-chain", false},
+}
+
+// beginsAs compares without regard to letter case, and "_" as "-"; it is asked of
+// every header line, and so allocates nothing.
+func beginsAs(name []byte, start string) bool {
+	if len(name) < len(start) {
 		return false
 	}
-	if backEndHeader(name) {
-		return true
+	for i := range len(start) {
+		c := name[i]
+		switch {
+		case 'A' <= c && c <= 'Z':
+			c |= 0x20
+		case c == '_':
+			c = '-'
+		}
+		if c != start[i] {
+			return false
+		}
 	}
-	n := strings.ReplaceAll(strings.ToLower(string(name)), "_", "-")
-	switch n {
-	case "forwarded", "x-forwarded", "front-end-https", "x-real-ip", "true-client-ip", "client-cert", "client-cert-chain":
-		return true
-	}
-	return strings.HasPrefix(n, "x-forwarded-") || strings.HasPrefix(n, "x-arr-") || strings.HasPrefix(n, "x-ssl-")
+	return true
 }
 
 // forwardedClient returns the client that trusted proxies name in X-Forwarded-For:

@@ -202,3 +202,21 @@ func FuzzChunks(f *testing.F) {
 		}
 	})
 }
+
+// in every spelling; and what merely looks alike passes.
+func TestClaimed(t *testing.T) {
+	for name, want := range map[string]bool{
+		"X-Forwarded-For": true, "x_forwarded_host": true, "X-FORWARDED-anything": true, "X-Forwarded": true, "Forwarded": true, "FORWARDED": true,
+		"X-Real-IP": true, "x_real-ip": true, "Front_End_Https": true, "True-Client-IP": true, "Client-Cert": true, "Client-Cert-Chain": true,
+		"X-ARR-SSL": true, "X-SSL-Cipher": true, "X-CommonAccessToken": true, "x_rps_cat": true,
+		"X-ForwardedFor": false, "X-Real-IPs": false, "Forwarded-By": false, "Client-Certificate": false, "Content-Type": false, "Cookie": false,
+		"X-MapiHttpCapability": false, "X-": false, "Client-Cert-": false,
+	} {
+		if got := claimed([]byte(name)); got != want {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
+	}
+	if n := testing.AllocsPerRun(100, func() { claimed([]byte("Content-Type")) }); n > 0 {
+		t.Errorf("%v allocations for an ordinary line", n)
+	}
+}
