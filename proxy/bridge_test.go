@@ -67,6 +67,54 @@ func TestIdentityNeverShared(t *testing.T) {
 			check("after alice has left")
 		})
 	}
+	// Every other way into a backend: passed over from a dead server, and upgraded.
+	for _, way := range []string{"retry", "upgrade"} {
+		t.Run(way, func(t *testing.T) {
+			b := newRecorder(t, func(c *recorded) {
+				if head, _ := c.br.Peek(9); string(head) == "GET /wopi" {
+					h, _ := c.head()
+					if !strings.Contains(h, "Authorization: ") {
+						io.WriteString(c, "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: NTLM\r\nContent-Length: 0\r\n\r\n")
+						return
+					}
+					io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+					io.Copy(c, c.br)
+					return
+				}
+				ntlmLike(c)
+			})
+			backends := []*Backend{b.backend()}
+			if way == "retry" {
+				dead, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				dead.Close()
+				backends = append([]*Backend{{Name: "cas09", Address: dead.Addr().String(), TLS: &tls.Config{}}}, backends...)
+			}
+			f := newFront(t, func(f *front, _ *Options, _ *Table) {
+				d := CustomDirectory("/wopi", Publish)
+				d.Upgrade = true
+				f.mail.VirtualDirectories = append(f.mail.VirtualDirectories, d)
+			}, backends...)
+			path, extra, want := "/ews/", "", 200
+			if way == "upgrade" {
+				path, extra, want = "/wopi/", "Connection: Upgrade\r\nUpgrade: websocket\r\n", 101
+			}
+			alice := f.dial("mail.contoso.com")
+			alice.send("GET " + path + " HTTP/1.1\r\nHost: mail.contoso.com\r\nAuthorization: NTLM alice\r\n" + extra + "\r\n")
+			if h := alice.head(); h[9:12] != fmt.Sprint(want) {
+				t.Fatalf("alice: %q", h)
+			}
+			for range 4 {
+				bob := f.dial("mail.contoso.com")
+				bob.send("GET " + path + " HTTP/1.1\r\nHost: mail.contoso.com\r\n" + extra + "\r\n")
+				if r, body := bob.response("GET"); r.StatusCode != 401 {
+					t.Fatalf("a client without credentials got %d %q", r.StatusCode, body)
+				}
+			}
+		})
+	}
 	t.Run("200 clients", func(t *testing.T) {
 		b := newRecorder(t, ntlmLike)
 		f := newFront(t, nil, b.backend())
@@ -270,7 +318,7 @@ func TestHalfClosedClientIsAnswered(t *testing.T) {
 func TestResponseIsRelayedAsSent(t *testing.T) {
 	for _, head := range []string{
 		"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Negotiate\r\nWWW-Authenticate: NTLM\r\nWWW-Authenticate: Basic realm=\"mail.contoso.com\"\r\n" +
-			"X-SOAP-Enabled: True\r\nx-lower: a\r\nMS-ASProtocolVersions: 2.5,12.1\r\nX-OWA-CANARY:no-blank\r\nPersistent-Auth: true\r\nContent-Length: 0\r\n\r\n",
+			"X-SOAP-Enabled: True\r\nx-lower: a\r\nMS-ASProtocolVersions: 2.5,12.1\r\nX-OWA-CANARY:no-blank\r\nPersistent-Auth: true\r\nAuthentication-Info: rspauth=\"x\"\r\nContent-Length: 0\r\n\r\n",
 		"HTTP/1.1 200 Success\r\nContent-Type: application/rpc\r\nContent-Length: 0\r\n\r\n",
 		"HTTP/1.1 503 RPC Error: 6ba\r\nContent-Length: 0\r\n\r\n",
 		"HTTP/1.1 451 \r\nX-MS-Location: https://mail2.contoso.com/Microsoft-Server-ActiveSync\r\nContent-Length: 0\r\n\r\n",
@@ -1050,5 +1098,42 @@ func TestLoginWithLargeBodies(t *testing.T) {
 	}
 	if n := len(b.connections()); n != 1 {
 		t.Errorf("%d backend connections", n)
+	}
+}
+
+// after a login the connection stays with its server until it closes, also
+// when that server is drained; new clients go to the others.
+func TestLoginStaysWithADrainedServer(t *testing.T) {
+	t.Parallel()
+	b1, b2 := newRecorder(t, ntlmLike), newRecorder(t, ntlmLike)
+	var table *Table
+	f := newFront(t, func(_ *front, _ *Options, tb *Table) { table = tb }, b1.backend(), b2.backend())
+	pat := f.dial("mail.contoso.com")
+	pat.send("GET /ews/ HTTP/1.1\r\nHost: mail.contoso.com\r\nAuthorization: Negotiate pat\r\n\r\n")
+	if _, body := pat.response("GET"); body != "pat" {
+		t.Fatalf("login: %q", body)
+	}
+	if len(b1.connections()) != 1 {
+		t.Fatal("the first connection did not go to the first server")
+	}
+	drained := *b1.backend()
+	drained.Drain = true
+	mail := *f.mail
+	mail.Site = &Site{Name: "hq", Backends: []*Backend{&drained, b2.backend()}}
+	next := *table
+	next.Hosts = map[string]*Host{"mail.contoso.com": &mail}
+	f.SetTable(&next)
+	for i := range 20 {
+		pat.send(get("/ews/"))
+		if r, body := pat.response("GET"); r.StatusCode != 200 || body != "pat" {
+			t.Fatalf("request %d after the drain: %d %q", i, r.StatusCode, body)
+		}
+		other := f.dial("mail.contoso.com")
+		other.send(get("/ews/"))
+		other.response("GET")
+		other.Close()
+	}
+	if n1, n2 := len(b1.connections()), len(b2.connections()); n1 != 1 || n2 != 20 {
+		t.Errorf("connections: drained server %d, other %d; want 1 and 20", n1, n2)
 	}
 }

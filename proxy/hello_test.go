@@ -341,7 +341,7 @@ func TestSlowHelloMeetsTheDeadline(t *testing.T) {
 // A hello is read once and then handed to crypto/tls, which must not notice.
 func TestTerminateAfterPeek(t *testing.T) {
 	server, client := loopbackPair(t)
-	cert := leafFor(t, "mail.contoso.com")
+	cert := newCertificate(t, "mail.contoso.com")
 	done := make(chan error, 1)
 	go func() {
 		c := tls.Client(client, &tls.Config{ServerName: "mail.contoso.com", RootCAs: poolOf(cert)})

@@ -3,18 +3,13 @@ package proxy
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	mathrand "math/rand/v2"
 	"net"
 	"os"
@@ -51,28 +46,7 @@ func loopbackPair(t testing.TB) (server, client *net.TCPConn) {
 	return s.(*net.TCPConn), c.(*net.TCPConn)
 }
 
-// leafFor is a self-signed certificate with its key.
-func leafFor(t testing.TB, names ...string) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: names[0]}, DNSNames: names,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
-}
-
+// poolOf trusts one certificate alone.
 func poolOf(c tls.Certificate) *x509.CertPool {
 	p := x509.NewCertPool()
 	p.AddCert(c.Leaf)
@@ -188,7 +162,7 @@ func sum(r io.Reader) (string, int64, error) {
 // the bytes of both directions are those that were sent, here 64 MiB each way at once through TLS that ends behind us.
 func TestPassthroughSHA256(t *testing.T) {
 	const size = 64 << 20
-	cert := leafFor(t, "mail.contoso.com")
+	cert := newCertificate(t, "mail.contoso.com")
 	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}})
 	if err != nil {
 		t.Fatal(err)
@@ -253,7 +227,7 @@ func TestPassthroughSHA256(t *testing.T) {
 func TestPassthroughOpenSSL(t *testing.T) {
 	openssl := peer.Need(t, "openssl", "apt-get install openssl")
 	dir := t.TempDir()
-	cert := leafFor(t, "mail.contoso.com")
+	cert := newCertificate(t, "mail.contoso.com")
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	if err != nil {
 		t.Fatal(err)

@@ -591,3 +591,22 @@ func TestProxyHeaderOnPlainHTTP(t *testing.T) {
 		t.Errorf("client %q", body)
 	}
 }
+
+// a hello that does not come to its end is waited for as long as the server
+// was told, and no longer.
+func TestSlowHelloThroughTheServer(t *testing.T) {
+	t.Parallel()
+	f := newFront(t, func(_ *front, o *Options, _ *Table) { o.HelloTimeout = time.Second })
+	raw, err := net.Dial("tcp", f.https)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(t, raw)
+	start := time.Now()
+	c.send("\x16\x03\x01\x02\x00\x01\x00\x01")
+	c.ends()
+	if d := time.Since(start); d < 900*time.Millisecond {
+		t.Errorf("given up after %v, a second was allowed", d)
+	}
+	f.waitForLog("read ClientHello")
+}
