@@ -147,15 +147,42 @@ func Preset() []VirtualDirectory {
 	const m = time.Minute
 	get := []string{"GET", "HEAD", "POST", "OPTIONS"}
 	return []VirtualDirectory{
-		{"owa", []string{"/owa"}, Publish, get, 5 * m, 10 * m, false, true},
-		{"ecp", []string{"/ecp"}, Publish, get, 5 * m, 10 * m, false, true},
-		{"ews", []string{"/ews"}, Publish, get, 5 * m, 31 * m, false, true},
-		{"mapi", []string{"/mapi"}, Publish, []string{"POST", "GET", "OPTIONS"}, 5 * m, 10 * m, false, true},
-		{"rpc", []string{"/rpc", "/rpcwithcert"}, Publish, []string{"RPC_IN_DATA", "RPC_OUT_DATA", "GET", "POST"}, 25 * m, 25 * m, false, true},
-		{"oab", []string{"/oab"}, Publish, []string{"GET", "HEAD"}, 2 * m, 2 * m, false, true},
-		{"autodiscover", []string{"/autodiscover"}, Publish, get, 1 * m, 2 * m, false, true},
-		{"activesync", []string{"/microsoft-server-activesync"}, Publish, []string{"POST", "OPTIONS", "GET"}, 5 * m, 62 * m, false, true},
-		{"powershell", []string{"/powershell"}, Deny, []string{"POST"}, 5 * m, 5 * m, false, true},
+		{
+			Name: "owa", Prefixes: []string{"/owa"}, Access: Publish, Methods: get,
+			RequestIdle: 5 * m, ResponseIdle: 10 * m, HealthPage: true,
+		},
+		{
+			Name: "ecp", Prefixes: []string{"/ecp"}, Access: Publish, Methods: get,
+			RequestIdle: 5 * m, ResponseIdle: 10 * m, HealthPage: true,
+		},
+		{
+			Name: "ews", Prefixes: []string{"/ews"}, Access: Publish, Methods: get,
+			RequestIdle: 5 * m, ResponseIdle: 31 * m, HealthPage: true,
+		},
+		{
+			Name: "mapi", Prefixes: []string{"/mapi"}, Access: Publish, Methods: []string{"POST", "GET", "OPTIONS"},
+			RequestIdle: 5 * m, ResponseIdle: 10 * m, HealthPage: true,
+		},
+		{
+			Name: "rpc", Prefixes: []string{"/rpc", "/rpcwithcert"}, Access: Publish, Methods: []string{"RPC_IN_DATA", "RPC_OUT_DATA", "GET", "POST"},
+			RequestIdle: 25 * m, ResponseIdle: 25 * m, HealthPage: true,
+		},
+		{
+			Name: "oab", Prefixes: []string{"/oab"}, Access: Publish, Methods: []string{"GET", "HEAD"},
+			RequestIdle: 2 * m, ResponseIdle: 2 * m, HealthPage: true,
+		},
+		{
+			Name: "autodiscover", Prefixes: []string{"/autodiscover"}, Access: Publish, Methods: get,
+			RequestIdle: 1 * m, ResponseIdle: 2 * m, HealthPage: true,
+		},
+		{
+			Name: "activesync", Prefixes: []string{"/microsoft-server-activesync"}, Access: Publish, Methods: []string{"POST", "OPTIONS", "GET"},
+			RequestIdle: 5 * m, ResponseIdle: 62 * m, HealthPage: true,
+		},
+		{
+			Name: "powershell", Prefixes: []string{"/powershell"}, Access: Deny, Methods: []string{"POST"},
+			RequestIdle: 5 * m, ResponseIdle: 5 * m, HealthPage: true,
+		},
 	}
 }
 
