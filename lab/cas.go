@@ -22,6 +22,8 @@ type casServer struct {
 	name, fqdn   string
 	addr         string
 	certificate  tls.Certificate
+	protection   ExtendedProtection
+	binding      []byte // endpointBinding of certificate
 	identity     ntlmIdentity
 	accounts     *accounts
 	exchange     map[string]ExchangeDomain

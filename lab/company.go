@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -71,7 +72,7 @@ func Start(ctx context.Context, s *Scenario, opt Options) (_ *Company, err error
 		return nil, err
 	}
 	for _, srv := range s.Servers {
-		cas, err := c.startServer(srv, pox, opt.Logger)
+		cas, err := c.startServer(srv, v, pox, opt.Logger)
 		if err != nil {
 			return nil, fmt.Errorf("start %s: %w", srv.Name, err)
 		}
@@ -90,14 +91,22 @@ func Start(ctx context.Context, s *Scenario, opt Options) (_ *Company, err error
 	return c, nil
 }
 
-func (c *Company) startServer(srv Server, pox http.Handler, log zerolog.Logger) (*casServer, error) {
-	cert, err := exchangeCertificate(srv.FQDN)
+func (c *Company) startServer(srv Server, v values, pox http.Handler, log zerolog.Logger) (*casServer, error) {
+	own := func() (tls.Certificate, error) { return exchangeCertificate(srv.FQDN) }
+	if name := srv.Certificate; name != "" {
+		own = func() (tls.Certificate, error) { return tls.LoadX509KeyPair(v.cert[name], v.key[name]) }
+	}
+	cert, err := own()
+	if err != nil {
+		return nil, err
+	}
+	binding, err := endpointBinding(cert.Leaf)
 	if err != nil {
 		return nil, err
 	}
 	ad := c.scenario.ActiveDirectory
 	cas := &casServer{
-		name: srv.Name, fqdn: srv.FQDN, certificate: cert,
+		name: srv.Name, fqdn: srv.FQDN, certificate: cert, protection: srv.ExtendedProtection, binding: binding,
 		identity: ntlmIdentity{
 			NetBIOSDomain: ad.NetBIOS, DNSDomain: ad.DNS,
 			NetBIOSComputer: strings.ToUpper(srv.Name), DNSComputer: srv.FQDN,

@@ -75,6 +75,8 @@ func TestScenarioIsStrict(t *testing.T) {
 	}
 	f("servers:", "server:", `unknown field "server"`)
 	f("front_door: true", "front_dor: true", "front_dor")
+	f("fqdn: cas01.contoso.local", "fqdn: cas01.contoso.local, extended_protection: some", "none of off, allow, require")
+	f("fqdn: cas01.contoso.local", "fqdn: cas01.contoso.local, certificate: mial", `no certificate "mial"`)
 	f("prompts: 1", "prompts: one", "cannot unmarshal")
 	f("outcome: prompt", "outcome: maybe", "none of silent, prompt, fails")
 	f("outcome: silent", "outcome: prompt", "outcome prompt with 0 prompts")

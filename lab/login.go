@@ -184,6 +184,9 @@ func (s *casServer) windows(c *connection, scheme, token string) login {
 		if acc == nil { // a client may know the hash of sixteen zeros, too
 			return login{refused: errors.New("unknown user")}
 		}
+		if err := s.protection.check(claim.bindings, s.binding); err != nil {
+			return login{refused: err}
+		}
 		c.account, c.by = acc, canonical
 		l := login{account: acc, method: canonical}
 		if wrapped {

@@ -58,6 +58,7 @@ const (
 	avDNSTreeName     = 5
 	avFlags           = 6
 	avTimestamp       = 7
+	avChannelBindings = 10
 )
 
 // avFlagMIC in MsvAvFlags says that the AUTHENTICATE_MESSAGE carries a MIC, [MS-NLMP] 2.2.2.1.
@@ -152,6 +153,7 @@ type ntlmClaim struct {
 	User, Domain string
 	nt           []byte // NtChallengeResponse
 	sessionKey   []byte // EncryptedRandomSessionKey
+	bindings     []byte // MsvAvChannelBindings, set by verify
 	flags        uint32
 	raw          []byte
 }
@@ -210,7 +212,7 @@ func (x *ntlmExchange) text(b []byte) (string, error) {
 }
 
 // verify proves the claim against the account's NT hash, [MS-NLMP] 3.2.5.1.2 and 3.3.2. LmChallengeResponse is never looked at: LM
-// and LMv2 prove less than the NTLMv2 response that must be there anyway.
+// and LMv2 prove less than the NTLMv2 response that must be there anyway. Afterwards claim.bindings can be relied on.
 func (x *ntlmExchange) verify(c *ntlmClaim, ntHash []byte) error {
 	const minTemp = 28 + 4 // fixed part of NTLMv2_CLIENT_CHALLENGE ([MS-NLMP] 2.2.2.7) and MsvAvEOL
 	switch {
@@ -226,10 +228,11 @@ func (x *ntlmExchange) verify(c *ntlmClaim, ntHash []byte) error {
 	if !hmac.Equal(hmacMD5(key, x.serverChallenge[:], temp), proof) {
 		return errors.New("wrong password, or an answer to another challenge")
 	}
-	flags, err := avFlagsOf(temp[28:])
+	flags, bindings, err := readAVPairs(temp[28:])
 	if err != nil {
 		return err
 	}
+	c.bindings = bindings
 	if flags&avFlagMIC == 0 {
 		return nil
 	}
@@ -266,26 +269,32 @@ func exportedSessionKey(base []byte, c *ntlmClaim) ([]byte, error) {
 	return key, nil
 }
 
-// avFlagsOf walks the AV_PAIRs of a client challenge to their end and returns MsvAvFlags, 0 when absent.
-func avFlagsOf(pairs []byte) (uint32, error) {
-	var flags uint32
+// readAVPairs walks the AV_PAIRs of a client challenge to their end and returns MsvAvFlags, 0 when absent, and MsvAvChannelBindings, nil
+// when absent.
+func readAVPairs(pairs []byte) (flags uint32, bindings []byte, err error) {
 	for {
 		if len(pairs) < 4 {
-			return 0, errors.New("AV_PAIRs without end")
+			return 0, nil, errors.New("AV_PAIRs without end")
 		}
 		id, n := binary.LittleEndian.Uint16(pairs), int(binary.LittleEndian.Uint16(pairs[2:]))
 		pairs = pairs[4:]
 		if id == avEOL {
-			return flags, nil
+			return flags, bindings, nil
 		}
 		if n > len(pairs) {
-			return 0, errors.New("AV_PAIR longer than its message")
+			return 0, nil, errors.New("AV_PAIR longer than its message")
 		}
-		if id == avFlags {
+		switch id {
+		case avFlags:
 			if n != 4 {
-				return 0, errors.New("MsvAvFlags is not four bytes long")
+				return 0, nil, errors.New("MsvAvFlags is not four bytes long")
 			}
 			flags = binary.LittleEndian.Uint32(pairs)
+		case avChannelBindings:
+			if n != md5.Size {
+				return 0, nil, errors.New("MsvAvChannelBindings is not an MD5 hash")
+			}
+			bindings = pairs[:n:n]
 		}
 		pairs = pairs[n:]
 	}

@@ -41,6 +41,10 @@ type ActiveDirectory struct {
 type Server struct {
 	Name string `yaml:"name"` // short name
 	FQDN string `yaml:"fqdn"`
+	// Certificate is one of the scenario's. Without it the server has a certificate of its own, as set-up leaves it.
+	Certificate string `yaml:"certificate"`
+	// ExtendedProtection is what the server asks of Windows authentication: off (the default), allow or require channel bindings.
+	ExtendedProtection ExtendedProtection `yaml:"extended_protection"`
 
 	URL         string `yaml:"-"` // https://127.0.0.1:PORT
 	Address     string `yaml:"-"` // 127.0.0.1:PORT
@@ -162,6 +166,10 @@ func (s *Scenario) validate() error {
 			bad("servers[%d] has no name", i)
 		case !ok || short != srv.Name:
 			bad("servers[%d]: fqdn %q does not begin with %s.", i, srv.FQDN, srv.Name)
+		case srv.Certificate != "" && s.Certificates[srv.Certificate] == nil:
+			bad("servers[%d]: there is no certificate %q", i, srv.Certificate)
+		case !srv.ExtendedProtection.valid():
+			bad("servers[%d]: extended_protection %q is none of off, allow, require", i, srv.ExtendedProtection)
 		case servers[srv.Name]:
 			bad("two servers are called %s", srv.Name)
 		}

@@ -69,12 +69,16 @@ func TestLabTellsFailure(t *testing.T) {
 	}
 }
 
-// startLab brings up the default company with its front door.
-func startLab(t *testing.T) (*lab.Company, *frontDoor) {
+// startLab brings up the default company, changed as the test wants, with its
+// front door.
+func startLab(t *testing.T, change ...func(*lab.Scenario)) (*lab.Company, *frontDoor) {
 	t.Helper()
 	s, err := lab.Load(lab.DefaultScenario)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range change {
+		f(s)
 	}
 	company, err := lab.Start(t.Context(), s, lab.Options{Logger: zerolog.Nop()})
 	if err != nil {

@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/autodgate/autodgate/internal/peer"
+	"github.com/autodgate/autodgate/lab"
+)
+
+// Clients that others wrote, through the front door, against the lab's servers.
+// docs/clients.md tells what each of them proves.
+
+// clientTime bounds one run of a client. It is for the machine that is slow, not
+// for the client.
+const clientTime = 2 * time.Minute
+
+// output runs a client to its end and returns what it printed. What it wrote to
+// standard error becomes part of the failure.
+func output(t *testing.T, path string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), clientTime)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, args...)
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		errors.As(err, &exit)
+		t.Fatalf("%v: %v\n%s\n%s", cmd.Args, err, out, exit.Stderr)
+	}
+	return string(out)
+}
+
+// objects reads lines of JSON.
+func objects[T any](t *testing.T, text string) (all []T) {
+	t.Helper()
+	dec := json.NewDecoder(strings.NewReader(text))
+	for {
+		var one T
+		switch err := dec.Decode(&one); {
+		case err == io.EOF:
+			return all
+		case err != nil:
+			t.Fatalf("%v in %q", err, text)
+		}
+		all = append(all, one)
+	}
+}
+
+// python returns Debian's Python, whose modules are Debian's packages.
+func python(t *testing.T, module, pkg string) string {
+	t.Helper()
+	path := peer.Need(t, "/usr/bin/python3", "apt-get install python3")
+	if err := exec.Command(path, "-c", "import "+module).Run(); err != nil {
+		peer.Missing(t, "Python's module "+module, "apt-get install "+pkg)
+	}
+	return path
+}
+
+// allowMD4 gives clients that use OpenSSL 3 its legacy provider: NTLM is made of
+// MD4.
+func allowMD4(t *testing.T) {
+	t.Setenv("OPENSSL_CONF", writeFile(t, "openssl.cnf", `openssl_conf = openssl
+[openssl]
+providers = providers
+[providers]
+default = active
+legacy = active
+[active]
+activate = 1
+`))
+}
+
+// writeFile writes a file into a directory of the test's own and returns its name.
+func writeFile(t *testing.T, name, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// labAnswer is what the scripts of the clients print of an answer.
+type labAnswer struct {
+	Status                         int
+	User, Server, Connection, Body string
+	Legs                           int // answers before this one, that asked for the login
+}
+
+// Extended Protection with a client that binds its login to the certificate it
+// sees, and with the servers' own certificate or another one before the client
+// (R-7.4): passes with the same certificate, 401 with another. A client that
+// binds nothing gets in where bindings are allowed, but not where they are
+// required.
+func TestExtendedProtection(t *testing.T) {
+	path := python(t, "requests_ntlm", "python3-requests-ntlm")
+	allowMD4(t)
+	f := func(same bool, protection lab.ExtendedProtection, bind string, want int) {
+		t.Helper()
+		company, front := startLab(t, func(s *lab.Scenario) {
+			for i := range s.Servers {
+				s.Servers[i].ExtendedProtection = protection
+				if same {
+					s.Servers[i].Certificate = "mail"
+				}
+			}
+		})
+		pat, _ := company.Account("pat@contoso.com")
+		got := objects[labAnswer](t, output(t, path, "testdata/clients/requests-ntlm.py", front.https[0], company.CAFile(), pat.Login, pat.Password, bind,
+			"https://mail.contoso.com/EWS/Exchange.asmx", "https://mail.contoso.com/mapi/emsmdb/?showdebug=yes"))
+		if len(got) != 2 {
+			t.Fatalf("%d answers", len(got))
+		}
+		for i, a := range got {
+			if a.Status != want || (want == 200) != (a.User == pat.Login) {
+				t.Errorf("same certificate %v, bindings %s, client binds %s, request %d: %d for %q, want %d", same, protection, bind, i+1, a.Status, a.User, want)
+			}
+		}
+		if bind == "no" { // as curl does
+			got := curl(t, company, front, "--ntlm", "-u", pat.Login+":"+pat.Password, "-o", os.DevNull, "-w", "%{http_code}", "https://mail.contoso.com/EWS/Exchange.asmx")
+			if got != strconv.Itoa(want) {
+				t.Errorf("same certificate %v, bindings %s, curl: %s, want %d", same, protection, got, want)
+			}
+		}
+		if v := company.Recorder().Violations(); len(v) > 0 {
+			t.Error(v)
+		}
+	}
+	f(true, lab.ProtectionRequire, "yes", 200)
+	f(true, lab.ProtectionRequire, "no", 401)
+	f(true, lab.ProtectionAllow, "yes", 200)
+	f(true, lab.ProtectionAllow, "no", 200)
+	f(false, lab.ProtectionRequire, "yes", 401)
+	f(false, lab.ProtectionRequire, "no", 401)
+	f(false, lab.ProtectionAllow, "yes", 401)
+	f(false, lab.ProtectionAllow, "no", 200)
+	f(false, lab.ProtectionOff, "yes", 200)
+}
+
+// /mapi/emsmdb/?showdebug=yes tells by which login whom the server sees (R-1.13).
+// Through the front door it is the client's, who is logged in over NTLM.
+// Over Kerberos, see [TestKerberos].
+func TestShowDebug(t *testing.T) {
+	company, front := startLab(t)
+	f := func(address string) {
+		t.Helper()
+		user, _ := company.Account(address)
+		page := curl(t, company, front, "--ntlm", "-u", user.Login+":"+user.Password, "https://mail.contoso.com/mapi/emsmdb/?showdebug=yes")
+		for _, want := range []string{"User: " + user.Login + "<br>", "Authentication: NTLM<br>"} {
+			if !strings.Contains(page, want) {
+				t.Errorf("%s: the page lacks %q: %s", address, want, page)
+			}
+		}
+	}
+	f("pat@contoso.com")
+	f("lee@contoso.com")
+	if v := company.Recorder().Violations(); len(v) > 0 {
+		t.Error(v)
+	}
+}
