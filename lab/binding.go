@@ -24,40 +24,46 @@ const (
 )
 
 func (p ExtendedProtection) valid() bool {
-	return p == "" || p == ProtectionOff || p == ProtectionAllow || p == ProtectionRequire
+	return p.off() || p == ProtectionAllow || p == ProtectionRequire
 }
+
+func (p ExtendedProtection) off() bool { return p == "" || p == ProtectionOff }
+
+var errNoBindings = errors.New("token without channel bindings, which Extended Protection requires")
 
 // check holds the binding of a proven token against the server's own. Nil or all zeros is no binding ([MS-NLMP] 2.2.2.1).
 func (p ExtendedProtection) check(got, own []byte) error {
 	none := len(got) == 0 || hmac.Equal(got, make([]byte, len(got)))
 	switch {
-	case p == ProtectionOff || p == "":
-		return nil
-	case none && p == ProtectionAllow:
+	case p.off() || none && p == ProtectionAllow:
 		return nil
 	case none:
-		return errors.New("token without channel bindings, which Extended Protection requires")
+		return errNoBindings
 	case !hmac.Equal(got, own):
 		return errors.New("channel bindings of another certificate than this server's: 0xC000035B, STATUS_BAD_BINDINGS")
 	}
 	return nil
 }
 
-// endpointBinding is what a token must hold that was made on a TLS connection with this certificate: the MD5 of a
-// gss_channel_bindings_struct (RFC 2744 section 3.11, laid out as [MS-NLMP] 3.1.5.1.2 and RFC 4121 section 4.1.1.2 have it, which is
-// the same) without addresses, and with the tls-server-end-point of RFC 5929 as application data.
-func endpointBinding(cert *x509.Certificate) ([]byte, error) {
+// endpointData is what a GSSAPI client gives as application data of its channel bindings on a TLS connection with this certificate:
+// the tls-server-end-point of RFC 5929 section 4.
+func endpointData(cert *x509.Certificate) ([]byte, error) {
 	hash, err := endpointHash(cert.SignatureAlgorithm)
 	if err != nil {
 		return nil, err
 	}
 	h := hash.New()
 	h.Write(cert.Raw)
-	data := append([]byte("tls-server-end-point:"), h.Sum(nil)...)
+	return append([]byte("tls-server-end-point:"), h.Sum(nil)...), nil
+}
+
+// ntlmBinding is what a token of NTLM holds of that: the MD5 of a gss_channel_bindings_struct (RFC 2744 section 3.11, [MS-NLMP]
+// 2.2.2.1) without addresses, laid out as in RFC 4121 section 4.1.1.2.
+func ntlmBinding(data []byte) []byte {
 	bindings := make([]byte, 16) // types and lengths of two absent addresses
 	bindings = binary.LittleEndian.AppendUint32(bindings, uint32(len(data)))
 	sum := md5.Sum(append(bindings, data...))
-	return sum[:], nil
+	return sum[:]
 }
 
 // endpointHash is the hash function of RFC 5929 section 4.1: that of the certificate's signature, but SHA-256 for MD5 and SHA-1.

@@ -39,11 +39,11 @@ func TestExtendedProtectionCheck(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := endpointBinding(cert)
+		data, err := endpointData(cert)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return b
+		return ntlmBinding(data)
 	}
 	own, other := leaf(), leaf()
 	if len(own) != 16 || bytes.Equal(own, other) {

@@ -23,7 +23,8 @@ type casServer struct {
 	addr         string
 	certificate  tls.Certificate
 	protection   ExtendedProtection
-	binding      []byte // endpointBinding of certificate
+	binding      []byte // endpointData of certificate
+	kerberos     KerberosAcceptor
 	identity     ntlmIdentity
 	accounts     *accounts
 	exchange     map[string]ExchangeDomain

@@ -26,6 +26,8 @@ const loopback = "127.0.0.1"
 // Options are what a company needs from its caller.
 type Options struct {
 	Logger zerolog.Logger
+	// Kerberos lets the servers accept Kerberos. Without it, Negotiate is NTLM.
+	Kerberos KerberosAcceptor
 }
 
 // Company is a running scenario, all but its front door. Close ends it.
@@ -72,7 +74,7 @@ func Start(ctx context.Context, s *Scenario, opt Options) (_ *Company, err error
 		return nil, err
 	}
 	for _, srv := range s.Servers {
-		cas, err := c.startServer(srv, v, pox, opt.Logger)
+		cas, err := c.startServer(srv, v, pox, opt)
 		if err != nil {
 			return nil, fmt.Errorf("start %s: %w", srv.Name, err)
 		}
@@ -91,7 +93,7 @@ func Start(ctx context.Context, s *Scenario, opt Options) (_ *Company, err error
 	return c, nil
 }
 
-func (c *Company) startServer(srv Server, v values, pox http.Handler, log zerolog.Logger) (*casServer, error) {
+func (c *Company) startServer(srv Server, v values, pox http.Handler, opt Options) (*casServer, error) {
 	own := func() (tls.Certificate, error) { return exchangeCertificate(srv.FQDN) }
 	if name := srv.Certificate; name != "" {
 		own = func() (tls.Certificate, error) { return tls.LoadX509KeyPair(v.cert[name], v.key[name]) }
@@ -100,7 +102,7 @@ func (c *Company) startServer(srv Server, v values, pox http.Handler, log zerolo
 	if err != nil {
 		return nil, err
 	}
-	binding, err := endpointBinding(cert.Leaf)
+	binding, err := endpointData(cert.Leaf)
 	if err != nil {
 		return nil, err
 	}
@@ -111,11 +113,12 @@ func (c *Company) startServer(srv Server, v values, pox http.Handler, log zerolo
 			NetBIOSDomain: ad.NetBIOS, DNSDomain: ad.DNS,
 			NetBIOSComputer: strings.ToUpper(srv.Name), DNSComputer: srv.FQDN,
 		},
+		kerberos:     opt.Kerberos,
 		accounts:     newAccounts(ad.NetBIOS, ad.DNS, c.scenario.Mailboxes),
 		exchange:     c.scenario.Exchange,
 		recorder:     c.recorder,
 		autodiscover: pox,
-		log:          log,
+		log:          opt.Logger,
 	}
 	return cas, cas.start()
 }

@@ -82,7 +82,7 @@ type connection struct {
 	scheme   string        // under which it was asked for
 	wrapped  bool          // its messages come inside SPNEGO
 	account  *casAccount   // who the connection belongs to since a successful type 3
-	by       string        // scheme that made it so
+	by       string        // the login's method that made it so
 }
 
 func (c *connection) reset() { c.exchange, c.account = nil, nil }
@@ -90,7 +90,7 @@ func (c *connection) reset() { c.exchange, c.account = nil, nil }
 // login is the outcome of looking at one request.
 type login struct {
 	account   *casAccount // nil: nobody
-	method    string      // Basic, NTLM, Negotiate
+	method    string      // Basic, NTLM, Negotiate, Kerberos
 	challenge string      // when not empty: answer 401 with this single WWW-Authenticate line
 	final     string      // token to send along with the success
 	refused   error       // why credentials that were sent did not do; for the log
@@ -143,7 +143,9 @@ func (s *casServer) windows(c *connection, scheme, token string) login {
 	}
 	msg, wrapped := raw, false
 	if _, ok := ntlmMessageType(raw); !ok && strings.EqualFold(scheme, "Negotiate") {
-		if msg, err = unwrapSPNEGO(raw); err != nil {
+		if msg, err = unwrapSPNEGO(raw); err != nil && s.kerberos != nil {
+			return s.acceptKerberos(c, raw)
+		} else if err != nil {
 			return login{refused: err}
 		}
 		wrapped = true
@@ -184,7 +186,7 @@ func (s *casServer) windows(c *connection, scheme, token string) login {
 		if acc == nil { // a client may know the hash of sixteen zeros, too
 			return login{refused: errors.New("unknown user")}
 		}
-		if err := s.protection.check(claim.bindings, s.binding); err != nil {
+		if err := s.protection.check(claim.bindings, ntlmBinding(s.binding)); err != nil {
 			return login{refused: err}
 		}
 		c.account, c.by = acc, canonical
@@ -195,6 +197,34 @@ func (s *casServer) windows(c *connection, scheme, token string) login {
 		return l
 	}
 	return login{refused: errors.New("unexpected NTLM message")}
+}
+
+// KerberosAcceptor is the server's side of a Kerberos login: somebody who has the key of the service. It gets a GSSAPI token, within SPNEGO
+// or not, and the application data of the channel bindings that the token must not contradict, nil if any will do. It returns the
+// client's principal, name@REALM, the token for the client, and whether the client's token holds these bindings. There is no second leg.
+type KerberosAcceptor func(token, bindings []byte) (principal string, reply []byte, bound bool, err error)
+
+// acceptKerberos logs in by the one token that Kerberos needs; as with NTLM, the connection is the user's from then on. That is IIS with
+// authPersistNonNTLM.
+func (s *casServer) acceptKerberos(c *connection, token []byte) login {
+	var bindings []byte
+	if !s.protection.off() {
+		bindings = s.binding
+	}
+	principal, reply, bound, err := s.kerberos(token, bindings)
+	if err != nil {
+		return login{refused: err}
+	}
+	if s.protection == ProtectionRequire && !bound {
+		return login{refused: errNoBindings}
+	}
+	user, realm, _ := strings.Cut(principal, "@")
+	acc := s.accounts.find(user, realm)
+	if acc == nil || realm == "" {
+		return login{refused: errors.New("principal without an account")}
+	}
+	c.account, c.by = acc, "Kerberos"
+	return login{account: acc, method: c.by, final: "Negotiate " + base64.StdEncoding.EncodeToString(reply)}
 }
 
 // drain takes a request's body off the connection, so that the next leg of a login finds it clean; net/http would close the

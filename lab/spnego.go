@@ -9,8 +9,8 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// The few bytes of SPNEGO (RFC 4178) that Windows clients put around NTLM messages under "Negotiate". There is no Kerberos in the
-// lab and no mechListMIC: NTLM must be the mechanism whose token the client sends first.
+// The few bytes of SPNEGO (RFC 4178) that Windows clients put around NTLM messages under "Negotiate". There is no
+// mechListMIC: NTLM must be the mechanism whose token the client sends first. Tokens of Kerberos are for a KerberosAcceptor to read.
 
 var (
 	oidSPNEGO = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 2}
@@ -23,7 +23,7 @@ const (
 	negAcceptIncomplete = 1
 )
 
-var errSPNEGO = errors.New("not a SPNEGO token with an NTLM message inside; the lab has no Kerberos")
+var errSPNEGO = errors.New("not a SPNEGO token with an NTLM message inside, and without an acceptor there is no Kerberos")
 
 // unwrapSPNEGO returns the NTLM message in a NegTokenInit or NegTokenResp.
 func unwrapSPNEGO(b []byte) ([]byte, error) {

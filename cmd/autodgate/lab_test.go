@@ -114,16 +114,19 @@ func startFront(t *testing.T, name, text string) *frontDoor {
 func curl(t *testing.T, company *lab.Company, front *frontDoor, args ...string) string {
 	t.Helper()
 	path := peer.Need(t, "curl", "apt-get install curl")
-	all := []string{
-		"--silent", "--show-error", "--max-time", "20", "--noproxy", "*", "--cacert", company.CAFile(),
-		"--connect-to", ":443:" + front.https[0], "--connect-to", ":80:" + front.http[0],
-	}
-	cmd := exec.CommandContext(t.Context(), path, append(all, args...)...)
+	cmd := exec.CommandContext(t.Context(), path, curlArguments(company, front, args...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("curl %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
+}
+
+func curlArguments(company *lab.Company, front *frontDoor, args ...string) []string {
+	return append([]string{
+		"--silent", "--show-error", "--max-time", "20", "--noproxy", "*", "--cacert", company.CAFile(),
+		"--connect-to", ":443:" + front.https[0], "--connect-to", ":80:" + front.http[0],
+	}, args...)
 }
 
 // curl --ntlm through the front door against the lab's CAS: 200, and 50 further

@@ -1,4 +1,4 @@
-"""GETs a URL with requests-ntlm and prints a line of JSON for each answer.
+"""GETs URLs with requests-ntlm and prints a line of JSON for each answer.
 
 usage: requests-ntlm.py ADDRESS CA LOGIN PASSWORD CBT URL...
 
