@@ -143,15 +143,9 @@ func (s *Server) serveTLS(ctx context.Context, c *clientConn) error {
 	}
 	switch d.verdict {
 	case passOn:
-		site := d.host.Site
-		dial := func(ctx context.Context) (c net.Conn, name string, err error) {
-			c, err = firstBackend(ctx, site, func(ctx context.Context, b *Backend, timeout time.Duration) (net.Conn, error) {
-				name = b.Name
-				return s.dial.tcp(ctx, b, timeout)
-			})
-			return c, name, err
-		}
-		backend, in, out, err := passthrough(ctx, c.conn, dial, c.log)
+		backend, in, out, err := passthrough(ctx, c.conn, func(ctx context.Context) (*upstream, error) {
+			return s.connect(ctx, d.host.Site, d.host.Site.order(""), s.dial.tcp)
+		}, c.log)
 		c.event.backend, c.event.in, c.event.out = backend, in, out
 		return err
 	case terminate:

@@ -73,21 +73,23 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 		!strings.Contains(strings.ToLower(s.head.upgradeTo), "h2c")
 	// Put together before anything else is read: the head's fields are in the buffer.
 	s.out = appendRequestHead(s.out[:0], &s.head, rt.target, fw)
-	up, err := s.upstream(ctx, rt.host.Site)
+	up, err := s.upstream(ctx, rt)
+	if up != nil {
+		s.ev.upstream(up)
+	}
 	switch {
 	case err == nil:
-	case errors.Is(err, errClientGone):
+	case errors.Is(err, errClientGone), errors.Is(err, errUpstreamGone), errors.Is(err, errUnasked):
 		return false, err
 	case errors.Is(err, errShutdown), ctx.Err() != nil:
 		return false, errShutdown
 	default:
 		return s.fail(http.StatusBadGateway, err)
 	}
-	s.ev.upstream(up)
-	if up.used {
-		if err := up.quiet(); err != nil {
-			return false, err // unanswered, as the client has to expect on an idle connection
-		}
+	up.busy.Store(true)
+	defer up.busy.Store(false)
+	if s.head.identity && !up.identity {
+		s.ups.belongs(up)
 	}
 	x := &exchange{begin: time.Now(), s: s, up: up, vdir: rt.vdir, body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody()}
 	wholeBody, err := x.sendHead()

@@ -173,8 +173,8 @@ func TestOneBackendConnection(t *testing.T) {
 	}
 }
 
-// when the backend connection dies while idle, the client's is closed;
-// nothing is sent again on a new one.
+// when the backend connection that a login went over dies while idle, the
+// client's is closed; nothing is sent again on a new one.
 func TestIdleBackendGoneClosesClient(t *testing.T) {
 	timely(t, func(t *testing.T) error {
 		drop := make(chan struct{})
@@ -185,7 +185,7 @@ func TestIdleBackendGoneClosesClient(t *testing.T) {
 		})
 		f := newFront(t, nil, b.backend())
 		c := f.dial("mail.contoso.com")
-		c.send(get("/owa/"))
+		c.send("GET /ews/ HTTP/1.1\r\nHost: mail.contoso.com\r\nAuthorization: NTLM type3\r\n\r\n")
 		c.response("GET")
 		time.Sleep(2 * quickWait)
 		start := time.Now()
@@ -197,6 +197,32 @@ func TestIdleBackendGoneClosesClient(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// without a login on the connection, the next request begins on a new one:
+// whether the end of the old one is seen while the client is idle, or when its
+// request is there.
+func TestIdleBackendGoneWithoutLogin(t *testing.T) {
+	t.Parallel()
+	for _, pause := range []time.Duration{0, 3 * quickWait} {
+		b := newRecorder(t, func(c *recorded) { // every connection is good for one request
+			h, _ := c.head()
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(h), h)
+		})
+		f := newFront(t, nil, b.backend())
+		c := f.dial("mail.contoso.com")
+		for i := range 4 {
+			c.send(get(fmt.Sprintf("/owa/%d", i)))
+			if r, body := c.response("GET"); r.StatusCode != 200 || !strings.Contains(body, fmt.Sprintf("GET /owa/%d ", i)) {
+				t.Fatalf("request %d: %d %q", i, r.StatusCode, body)
+			}
+			b.connections()[i].ends(t)
+			time.Sleep(pause)
+		}
+		if n := len(b.connections()); n != 4 {
+			t.Errorf("%d backend connections, want one for each request", n)
+		}
+	}
 }
 
 // a backend that closes instead of answering on a connection that was used

@@ -37,22 +37,25 @@ var errNoBackend = errors.New("no backend reachable")
 var passthroughBuffers = sync.Pool{New: func() any { return new([passthroughBuffer]byte) }}
 
 // passthrough joins client and a backend byte for byte, beginning with what was read ahead, until both directions have
-// ended, and closes both. dial tries the servers of the host in its order, with its own time limit for each, and returns
-// the connection and the server's address; its context ends with ctx. When ctx ends, so do both connections.
+// ended, and closes both. dial connects to one of the host's servers, with time limits of its own; its context ends with
+// ctx. When ctx ends, so do both connections.
 //
 // FIN is passed on in each direction by itself; a reset ends both. When no server is reached, the client gets the alert
 // internal_error and no certificate; err then wraps errNoBackend.
 //
 // in counts bytes from client to backend, out the other way, as handed to the other socket. err is nil when both sides
 // closed in order, else the first failure; resets by a peer are among them, so it is for the log only.
-func passthrough(ctx context.Context, client *peekedConn, dial func(context.Context) (net.Conn, string, error), log zerolog.Logger) (backend string, in, out int64, err error) {
-	up, backend, err := dial(ctx)
+func passthrough(ctx context.Context, client *peekedConn, dial func(context.Context) (*upstream, error), log zerolog.Logger) (backend string, in, out int64, err error) {
+	u, err := dial(ctx)
 	if err != nil {
 		if alertErr := refuseTLS(client, alertInternalError); alertErr != nil {
 			log.Debug().Err(alertErr).Msg("passthrough: the client is gone as well")
 		}
-		return backend, 0, 0, fmt.Errorf("%w: %w", errNoBackend, err)
+		return "", 0, 0, fmt.Errorf("%w: %w", errNoBackend, err)
 	}
+	defer u.close()
+	u.busy.Store(true) // for as long as it lives
+	up, backend := u.conn, u.backend.Name
 
 	ahead, down := client.detach()
 	p := &passthroughPair{client: down, backend: up}

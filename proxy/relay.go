@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -160,8 +161,7 @@ func (s *session) awaitRequest() error {
 		// A new handshake costs three round trips and a look at the directory.
 		limit = max(limit, authenticatedIdle)
 	}
-	watched := s.ups.list
-	if len(watched) > 0 {
+	if len(s.ups.list) > 0 {
 		s.conn.SetReadDeadline(time.Now().Add(quickWait))
 		if err := s.in.fill(); !isTimeout(err) {
 			return err
@@ -171,21 +171,40 @@ func (s *session) awaitRequest() error {
 	s.in.release()
 	s.out, s.head.fields, s.resp.fields = nil, nil, nil
 	s.clearWriteDeadline()
-	s.conn.SetReadDeadline(time.Now().Add(limit))
-	for _, su := range watched {
-		su.up.in.release()
-		su.up.watch(func() { s.conn.SetReadDeadline(past) })
+	for end := time.Now().Add(limit); ; {
+		lost, err := s.await(end)
+		switch {
+		case lost && isTimeout(err) && time.Now().Before(end) && !s.srv.closing.Load():
+		case isTimeout(err):
+			return errClientSilent
+		default:
+			return err
+		}
 	}
-	err := s.in.fill()
-	for _, su := range watched {
-		if ended := su.up.unwatch(); ended != nil {
+}
+
+// await waits for the client until end, and for the end of a backend connection. If
+// that carried the client's identity, the client's has to end with it; if not, the
+// next request may begin on a new one, and nothing is lost but a handshake.
+func (s *session) await(end time.Time) (lost bool, err error) {
+	watched := slices.Clone(s.ups.list)
+	s.conn.SetReadDeadline(end)
+	for _, u := range watched {
+		u.in.release()
+		u.watch(func() { s.conn.SetReadDeadline(past) })
+	}
+	err = s.in.fill()
+	for _, u := range watched {
+		switch ended := u.unwatch(); {
+		case ended == nil:
+		case errors.Is(ended, errUpstreamGone) && !u.identity:
+			s.ups.drop(u)
+			lost = true
+		default:
 			err = ended
 		}
 	}
-	if isTimeout(err) {
-		return errClientSilent
-	}
-	return err
+	return lost, err
 }
 
 const authenticatedIdle = 20 * time.Minute
@@ -297,26 +316,45 @@ func (s *session) originOf(h *requestHead) origin {
 	return o
 }
 
-// upstream returns the session's connection to the site, making it if there is
-// none yet.
-func (s *session) upstream(ctx context.Context, site *Site) (*upstream, error) {
-	if u := s.ups.get(site); u != nil {
-		return u, nil
+// upstream returns the session's connection to a server of the route's site, making
+// it if there is none yet: the one that carries the client's identity, or one that
+// is fit for the directory. With an error, it is the one that is lost.
+func (s *session) upstream(ctx context.Context, rt route) (*upstream, error) {
+	site, dir := rt.host.Site, rt.vdir.health()
+	u := s.ups.identified(site)
+	for {
+		if u == nil {
+			u = s.ups.fit(site, dir)
+		}
+		if u == nil {
+			break
+		}
+		if !u.used {
+			return u, nil
+		}
+		switch err := u.quiet(); {
+		case err == nil:
+			return u, nil
+		case u.identity || !errors.Is(err, errUpstreamGone):
+			return u, err // unanswered, as the client has to expect on an idle connection
+		}
+		s.ups.drop(u) // the server has closed it; the request begins on another one
+		u = nil
 	}
-	u, err := s.dial(ctx, site)
+	u, err := s.dial(ctx, rt.host, dir)
 	if err != nil {
 		return nil, err
 	}
-	if !s.ups.put(site, u) {
+	if !s.ups.put(u) {
 		u.close()
 		return nil, errShutdown
 	}
 	return u, nil
 }
 
-// dial connects to the site. If that takes its time, it is a wait on the client
+// dial connects to a server of the host's site. If that takes its time, it is a wait on the client
 // too, and ends when the client leaves.
-func (s *session) dial(ctx context.Context, site *Site) (*upstream, error) {
+func (s *session) dial(ctx context.Context, host *Host, dir string) (*upstream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s.conn.SetReadDeadline(time.Time{})
@@ -328,7 +366,9 @@ func (s *session) dial(ctx context.Context, site *Site) (*upstream, error) {
 			cancel(errClientGone)
 		}
 	})
-	u, err := firstBackend(ctx, site, s.srv.dial.connect)
+	u, err := s.srv.connect(ctx, host.Site, host.Site.order(dir), func(ctx context.Context, b *Backend, timeout time.Duration) (*upstream, error) {
+		return s.srv.dial.connect(ctx, host, b, timeout)
+	})
 	if !watch.Stop() {
 		close(stop)
 		s.conn.SetReadDeadline(past)

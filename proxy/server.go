@@ -44,6 +44,7 @@ type Server struct {
 	mu        sync.Mutex
 	listeners []net.Listener
 	conns     map[*clientConn]struct{}
+	sites     map[string]*siteState // by name
 	wg        sync.WaitGroup
 }
 
@@ -61,14 +62,21 @@ func NewServer(o Options) *Server {
 		// Keep-alive probes end connections to a server that vanished.
 		o.Dial = (&net.Dialer{KeepAlive: time.Minute}).DialContext
 	}
-	s := &Server{opts: o, log: o.Logger, debug: o.Logger.GetLevel() <= zerolog.DebugLevel, conns: map[*clientConn]struct{}{}, dial: o.Dial}
+	s := &Server{opts: o, log: o.Logger, debug: o.Logger.GetLevel() <= zerolog.DebugLevel, conns: map[*clientConn]struct{}{}, sites: map[string]*siteState{}, dial: o.Dial}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.table.Store(&Table{})
 	return s
 }
 
-// SetTable makes t the table of connections accepted from now on.
-func (s *Server) SetTable(t *Table) { s.table.Store(t) }
+// SetTable makes t the table of connections accepted from now on. What is known
+// about a backend is kept if the table has one of the same address in a site of the
+// same name; whether it drains holds for every connection at once.
+func (s *Server) SetTable(t *Table) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.adopt(t)
+	s.table.Store(t)
+}
 
 // ServeTLS serves TLS connections of ln until Shutdown or an error. name is the
 // listener's name in Table.Defaults and in logs.

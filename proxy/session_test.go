@@ -42,7 +42,7 @@ func FuzzSession(f *testing.F) {
 	table := &Table{Hosts: map[string]*Host{h.Name: h}}
 
 	f.Fuzz(func(t *testing.T, request, response []byte) {
-		toBackend := make(chan []byte, 1)
+		toBackend := make(chan []byte, 100) // one for each backend connection
 		var faults lockedBuffer
 		log := zerolog.New(&faults).Level(zerolog.ErrorLevel)
 		srv := NewServer(Options{Logger: log, RequestHeadTimeout: time.Second, Dial: func(context.Context, string, string) (net.Conn, error) {

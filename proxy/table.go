@@ -79,13 +79,14 @@ type Host struct {
 // certified tells whether connections for the host can be terminated.
 func (h *Host) certified() bool { return h.TLS != nil && (h.Ready == nil || h.Ready()) }
 
-// Site is a set of interchangeable backends.
+// Site is a set of interchangeable backends. Like the rest of the table it does not
+// change; what is learned about it is in its state, which a reload keeps.
 type Site struct {
-	Name           string
+	Name           string // two sites of one table, passthrough hosts' own included, have two names
 	Backends       []*Backend
 	ConnectTimeout time.Duration // per backend, TCP and TLS each; 0: 5 s
 
-	next atomic.Uint32
+	state atomic.Pointer[siteState]
 }
 
 // Backend is one server of a site.
@@ -94,25 +95,8 @@ type Backend struct {
 	Address string      // host:port to dial
 	TLS     *tls.Config // verification, SNI and session cache; nil: plain TCP
 	Drain   bool        // takes no new connections while another backend can
-}
 
-// order returns the backends in the order in which a new connection tries them:
-// round robin, those that drain last.
-func (s *Site) order() []*Backend {
-	n := len(s.Backends)
-	if n == 0 {
-		return nil
-	}
-	start := int((s.next.Add(1) - 1) % uint32(n))
-	out := make([]*Backend, 0, n)
-	for _, drain := range []bool{false, true} {
-		for i := range n {
-			if b := s.Backends[(start+i)%n]; b.Drain == drain {
-				out = append(out, b)
-			}
-		}
-	}
-	return out
+	state atomic.Pointer[backendState]
 }
 
 // Access says who may use a virtual directory.

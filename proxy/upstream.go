@@ -8,22 +8,29 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// upstream is the one connection of a client connection to a site. It belongs to
+// upstream is the one connection of a client connection to a backend. It belongs to
 // that client until either end closes; there is no pool.
 type upstream struct {
+	site    *Site
 	backend *Backend
+	state   *backendState
 	conn    net.Conn
 	raw     net.Conn // the socket below TLS
 	in      reader
 	id      uint64
 	used    bool // a response has come over it
-	closed  atomic.Bool
+	// identity: a login that is one of the connection (NTLM, Negotiate) has gone over
+	// it. From then on the client's requests to the site take it and no other.
+	identity bool
+	busy     atomic.Bool // in the middle of an exchange
+	closed   atomic.Bool
 
 	watchDone chan struct{} // while idle: closed when the watcher is through
 	watchErr  error         // how the connection ended; valid after watchDone
@@ -37,64 +44,136 @@ var upstreamIDs atomic.Uint64
 
 const defaultConnectTimeout = 5 * time.Second
 
-// firstBackend tries the site's backends in their order until one connects.
-// Nothing has been sent to any of them yet, so trying the next one repeats no
-// request. The error names every backend tried and why it failed.
-func firstBackend[T any](ctx context.Context, site *Site, connect func(context.Context, *Backend, time.Duration) (T, error)) (T, error) {
-	var none T
-	if len(site.Backends) == 0 {
-		return none, fmt.Errorf("site %s has no servers", site.Name)
-	}
+// hedgeAfter is how long a backend may take to be connected to before another one
+// is tried beside it. One that drops packets would cost every client the whole time
+// limit; on the way to a server next door a connection takes milliseconds.
+const hedgeAfter = 300 * time.Millisecond
+
+// connectFunc makes a connection to one backend.
+type connectFunc func(ctx context.Context, b *Backend, timeout time.Duration) (*upstream, error)
+
+// connect makes a connection to the first of the site's backends, in the given
+// order, that takes it. Nothing has been sent to any of them yet, so trying the next
+// one repeats no request. One that is slow gets company, and who is first
+// wins. The error names every backend tried and why it failed.
+func (s *Server) connect(ctx context.Context, site *Site, order []*Backend, connect connectFunc) (*upstream, error) {
 	timeout := site.ConnectTimeout
 	if timeout <= 0 {
 		timeout = defaultConnectTimeout
 	}
-	var errs []error
-	for _, b := range site.order() {
-		c, err := connect(ctx, b, timeout)
-		if err == nil {
-			return c, nil
+	switch len(order) {
+	case 0:
+		return nil, fmt.Errorf("site %s has no servers", site.Name)
+	case 1:
+		u, err := connect(ctx, order[0], timeout)
+		if err != nil {
+			return nil, err
 		}
-		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
+		u.hold(site)
+		return u, nil
+	}
+	type outcome struct {
+		try int
+		up  *upstream
+		err error
+	}
+	trying, cancel := context.WithCancel(ctx)
+	outcomes := make(chan outcome, len(order))
+	begun := make([]time.Time, 0, len(order)) // when each was begun
+	done := make([]bool, len(order))
+	try := func() {
+		i := len(begun)
+		begun = append(begun, time.Now())
+		go func() {
+			u, err := connect(trying, order[i], timeout)
+			outcomes <- outcome{i, u, err}
+		}()
+	}
+	running := 1
+	defer func() {
+		cancel()
+		for ; running > 0; running-- {
+			if o := <-outcomes; o.up != nil {
+				o.up.close()
+			}
+		}
+	}()
+	try()
+	hedge := time.NewTicker(hedgeAfter)
+	defer hedge.Stop()
+	var errs []error
+	for running > 0 {
+		select {
+		case o := <-outcomes:
+			running--
+			done[o.try] = true
+			if o.err == nil {
+				o.up.hold(site)
+				for i, at := range begun {
+					if !done[i] && time.Since(at) >= hedgeAfter {
+						order[i].known(site).unreachable(errNoAnswer)
+					}
+				}
+				return o.up, nil
+			}
+			errs = append(errs, o.err)
+			if ctx.Err() != nil {
+				return nil, errors.Join(errs...)
+			}
+			order[o.try].known(site).unreachable(o.err)
+			hedge.Reset(hedgeAfter)
+		case <-hedge.C:
+		}
+		if len(begun) < len(order) {
+			running++
+			try()
 		}
 	}
-	return none, errors.Join(errs...)
+	return nil, errors.Join(errs...)
 }
 
-// connect makes a connection to a backend that requests can be sent over.
-func (dial dialFunc) connect(ctx context.Context, b *Backend, timeout time.Duration) (*upstream, error) {
-	raw, err := dial.tcp(ctx, b, timeout)
+var errNoAnswer = fmt.Errorf("no connection within %v, while another server answered", hedgeAfter)
+
+// hold makes the backend count the connection as one of its own.
+func (u *upstream) hold(site *Site) {
+	u.site, u.state = site, u.backend.known(site)
+	u.state.add(u)
+}
+
+// connect makes a connection to a backend that requests to a host can be sent over.
+// The host is nil where the connection is for nobody, but to see whether it can be
+// made.
+func (dial dialFunc) connect(ctx context.Context, host *Host, b *Backend, timeout time.Duration) (*upstream, error) {
+	u, err := dial.tcp(ctx, b, timeout)
 	if err != nil {
 		return nil, err
 	}
-	u := &upstream{backend: b, conn: raw, raw: raw, id: upstreamIDs.Add(1)}
 	if b.TLS != nil {
-		tc := tls.Client(raw, b.TLS)
+		tc := tls.Client(u.raw, b.TLS)
 		// Handshakes get the same time again: a server that accepts and then says
 		// nothing must not hold the client longer than one that is down.
 		hctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		if err := tc.HandshakeContext(hctx); err != nil {
-			raw.Close()
+			u.close()
 			return nil, fmt.Errorf("TLS with backend %s (%s): %w%s", b.Name, b.Address, err, certificateHint(err))
 		}
-		u.conn = tc
+		u.conn, u.in.conn = tc, tc
 	}
-	u.in.conn = u.conn
 	return u, nil
 }
 
-// tcp makes the connection below.
-func (dial dialFunc) tcp(ctx context.Context, b *Backend, timeout time.Duration) (net.Conn, error) {
+// tcp makes a connection to a backend without a layer above TCP.
+func (dial dialFunc) tcp(ctx context.Context, b *Backend, timeout time.Duration) (*upstream, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	c, err := dial(ctx, "tcp", b.Address)
 	if err != nil {
 		return nil, fmt.Errorf("dial backend %s (%s): %w", b.Name, b.Address, err)
 	}
-	return c, nil
+	u := &upstream{backend: b, conn: c, raw: c, id: upstreamIDs.Add(1)}
+	u.in.conn = c
+	return u, nil
 }
 
 // certificateHint adds what an administrator can do about a backend whose
@@ -124,6 +203,9 @@ func (u *upstream) close() {
 	if u.closed.CompareAndSwap(false, true) {
 		// Not tls.Conn.Close: it waits for a writer that may be stuck.
 		u.raw.Close()
+		if u.state != nil {
+			u.state.remove(u)
+		}
 	}
 }
 
@@ -197,45 +279,76 @@ func isTimeout(err error) bool {
 	return errors.As(err, &ne) && ne.Timeout()
 }
 
-// upstreams are a client connection's backend connections, one per site.
+// upstreams are a client connection's backend connections, one per backend. Only
+// the session's goroutine changes the list.
 type upstreams struct {
-	mu   sync.Mutex // close comes from Shutdown too
-	list []siteUpstream
+	mu   sync.Mutex // closeAll comes from Shutdown too
+	list []*upstream
 	shut bool
 }
 
-type siteUpstream struct {
-	site *Site
-	up   *upstream
-}
-
-func (us *upstreams) get(site *Site) *upstream {
-	us.mu.Lock()
-	defer us.mu.Unlock()
-	for _, su := range us.list {
-		if su.site == site {
-			return su.up
+// identified returns the connection to the site that carries the client's identity,
+// nil if there is none.
+func (us *upstreams) identified(site *Site) *upstream {
+	for _, u := range us.list {
+		if u.identity && u.site == site {
+			return u
 		}
 	}
 	return nil
 }
 
+// fit returns a connection to a backend of the site that may be asked for the
+// directory, one that does not drain if there is a choice.
+func (us *upstreams) fit(site *Site, dir string) *upstream {
+	var best *upstream
+	for _, u := range us.list {
+		switch {
+		case u.site != site, len(site.Backends) > 1 && !u.state.fit(dir):
+		case !u.state.drain.Load():
+			return u
+		default:
+			best = u
+		}
+	}
+	return best
+}
+
 // put records a new connection; false if the client's has been closed meanwhile.
-func (us *upstreams) put(site *Site, u *upstream) bool {
+func (us *upstreams) put(u *upstream) bool {
 	us.mu.Lock()
 	defer us.mu.Unlock()
 	if us.shut {
 		return false
 	}
-	us.list = append(us.list, siteUpstream{site, u})
+	us.list = append(us.list, u)
 	return true
+}
+
+// drop closes a connection that the client needs no longer.
+func (us *upstreams) drop(u *upstream) {
+	u.close()
+	us.mu.Lock()
+	defer us.mu.Unlock()
+	us.list = slices.DeleteFunc(us.list, func(other *upstream) bool { return other == u })
+}
+
+// belongs makes u the one connection to its site: the client logs in on it. Others,
+// of a time without identity, are of no more use.
+func (us *upstreams) belongs(u *upstream) {
+	u.identity = true
+	for _, other := range slices.Clone(us.list) {
+		if other != u && other.site == u.site {
+			us.drop(other)
+		}
+	}
 }
 
 func (us *upstreams) closeAll() {
 	us.mu.Lock()
 	defer us.mu.Unlock()
 	us.shut = true
-	for _, su := range us.list {
-		su.up.close()
+	for _, u := range us.list {
+		u.close()
 	}
 }
