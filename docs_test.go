@@ -180,22 +180,42 @@ func TestSymptomsQuoteTheProgram(t *testing.T) {
 	}
 }
 
-// The table of what is published is the preset.
+// The table of virtual directories is the preset.
 func TestPublishedDirectories(t *testing.T) {
-	page := read(t, "docs/bridging.md")
+	page := read(t, "docs/virtual-directories.md")
+	short := func(d time.Duration) string { return fmt.Sprintf("%dm", int(d.Minutes())) }
+	var got, want []string
+	for line := range strings.SplitSeq(page, "\n") {
+		if strings.HasPrefix(line, "| `") && strings.Count(line, "|") == 8 {
+			got = append(got, strings.ToLower(line))
+		}
+	}
 	for _, d := range proxy.Preset() {
-		if d.Access != proxy.Publish {
-			if want := "`" + d.Name + "` is denied"; !strings.Contains(page, want) {
-				t.Errorf("docs/bridging.md does not say: %s", want)
+		access := map[proxy.Access]string{proxy.Publish: "publish", proxy.Internal: "internal", proxy.Deny: "deny"}[d.Access]
+		affinity := d.Affinity
+		if affinity == "" {
+			affinity = "–"
+		}
+		methods := strings.Join(d.Methods, " ")
+		if slices.Contains(d.Methods, "PROPFIND") {
+			methods = "webdav, below"
+			for _, m := range d.Methods {
+				if !strings.Contains(page, "`"+m+"`") {
+					t.Errorf("docs/virtual-directories.md does not name the method %s", m)
+				}
 			}
-			continue
 		}
-		short := func(d time.Duration) string { return fmt.Sprintf("%dm", int(d.Minutes())) }
-		want := fmt.Sprintf("| `%s` | %s | %s | %s | %s |", d.Name, strings.Join(d.Prefixes, ", "), strings.Join(d.Methods, " "),
-			short(d.RequestIdle), short(d.ResponseIdle))
-		if !strings.Contains(strings.ToLower(page), strings.ToLower(want)) {
-			t.Errorf("docs/bridging.md lacks the line\n%s", want)
+		want = append(want, strings.ToLower(fmt.Sprintf("| `%s` | %s | %s | %s | %s | %s | %s |", d.Name, strings.Join(d.Prefixes, ", "), access, methods,
+			short(d.RequestIdle), short(d.ResponseIdle), affinity)))
+		// docs/bridging.md shows what is published.
+		row := fmt.Sprintf("| `%s` | %s | %s | %s | %s |", d.Name, strings.Join(d.Prefixes, ", "), strings.Join(d.Methods, " "), short(d.RequestIdle), short(d.ResponseIdle))
+		if bridging := strings.ToLower(read(t, "docs/bridging.md")); d.Access == proxy.Publish && strings.Contains(bridging, "| `"+d.Name+"` | /") &&
+			!strings.Contains(bridging, strings.ToLower(row)) {
+			t.Errorf("docs/bridging.md lacks the line\n%s", row)
 		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("docs/virtual-directories.md has\n%s\nbut the preset is\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
 

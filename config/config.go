@@ -10,7 +10,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Parse reads a configuration. The name is the file's: it stands in the report, and relative file names inside the
@@ -94,11 +93,10 @@ func (h *Host) Mode() Mode {
 
 // Path is a published, internal or denied path of a host.
 type Path struct {
-	Prefix          string // in lower case, to be matched on segment borders and without regard to case
-	Name            string // of the virtual directory; empty for a prefix of the file's own
-	Access          string // publish, internal or deny
-	Upgrade         bool
-	ResponseTimeout time.Duration // 0: what the protocol needs
+	Prefix string // in lower case, to be matched on segment borders and without regard to case
+	Name   string // of the virtual directory; empty for a prefix of the file's own
+	// VirtualDirectory is what the file says about it. Zero values leave what the preset has.
+	VirtualDirectory
 }
 
 // Paths returns what the file says about the host's virtual directories and path prefixes, in the order of their prefixes.
@@ -106,7 +104,7 @@ type Path struct {
 func (h *Host) Paths() []Path {
 	var paths []Path
 	for key, v := range h.VirtualDirectories {
-		p := Path{Prefix: key, Access: v.Access, Upgrade: v.Upgrade, ResponseTimeout: v.ResponseTimeout}
+		p := Path{Prefix: key, VirtualDirectory: *v}
 		if known, ok := vdirPaths[key]; ok {
 			p.Prefix, p.Name = known, key
 		}

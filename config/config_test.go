@@ -295,9 +295,9 @@ internal_networks: [10.0.0.0/8, 192.0.2.1, "2001:db8::1"]
 	mail := c.Hosts["mail.contoso.com"]
 	eq("aliases", mail.Aliases, []string{"owa.contoso.com"})
 	eq("paths", mail.Paths(), []Path{
-		{Prefix: "/custom/app", Access: "publish", ResponseTimeout: 90 * time.Second},
-		{Prefix: "/ecp", Name: "ecp", Access: "internal"},
-		{Prefix: "/microsoft-server-activesync", Name: "activesync", Upgrade: true},
+		{Prefix: "/custom/app", VirtualDirectory: VirtualDirectory{Access: "publish", ResponseTimeout: 90 * time.Second}},
+		{Prefix: "/ecp", Name: "ecp", VirtualDirectory: VirtualDirectory{Access: "internal"}},
+		{Prefix: "/microsoft-server-activesync", Name: "activesync", VirtualDirectory: VirtualDirectory{Upgrade: true}},
 	})
 	eq("default everywhere", mail.Default.Everywhere, false)
 	eq("default listeners", mail.Default.Listeners, []string{"[2001:db8::1]:8443"})

@@ -252,6 +252,10 @@ func (d decoder) word(n ast.Node, v reflect.Value, f field, p path) {
 		if duration, problem := readDuration(s); !bad(problem) {
 			v.SetInt(int64(duration))
 		}
+	case v.Type() == sizeType:
+		if size, problem := readSize(s); !bad(problem) {
+			v.SetInt(int64(size))
+		}
 	case v.Type() == prefixType:
 		if prefix, problem := readPrefix(s); !bad(problem) {
 			v.Set(reflect.ValueOf(prefix))

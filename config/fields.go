@@ -73,6 +73,7 @@ func keyed(fields []field) []field {
 
 var (
 	durationType = reflect.TypeFor[time.Duration]()
+	sizeType     = reflect.TypeFor[Size]()
 	prefixType   = reflect.TypeFor[netip.Prefix]()
 )
 
@@ -93,6 +94,8 @@ func (f field) about() string {
 	switch {
 	case t == durationType:
 		return "duration"
+	case t == sizeType:
+		return "size"
 	case t == prefixType:
 		return "network"
 	case t.Kind() == reflect.Bool:

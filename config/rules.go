@@ -29,6 +29,8 @@ const (
 	RuleListTwice     Rule = "list-twice"    // the same value twice in one list
 	RuleNumber        Rule = "number"        // not a number, or out of range
 	RuleDuration      Rule = "duration"
+	RuleSize          Rule = "size"
+	RuleMethod        Rule = "method"
 	RulePrefix        Rule = "prefix"
 	RuleHostName      Rule = "host-name"
 	RuleHostWildcard  Rule = "host-wildcard"
@@ -70,6 +72,8 @@ const (
 	RuleRedirectChain    Rule = "redirect-chain"
 	RuleVdirAccess       Rule = "vdir-access"
 	RuleVdirNamed        Rule = "vdir-named"
+	RuleVdirNeeds        Rule = "vdir-needs" // less than the protocol of a directory needs
+	RuleVdirInClear      Rule = "vdir-in-clear"
 	RuleMailProtocol     Rule = "mail-protocol"
 	RuleMailPort         Rule = "mail-port"
 	RuleSiteUnknown      Rule = "site-unknown"

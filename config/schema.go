@@ -102,6 +102,10 @@ func (s *schema) value(f field) object {
 	switch {
 	case t == durationType:
 		return object{{"type", "string"}, {"pattern", `^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$`}}
+	case t == sizeType:
+		return object{{"anyOf", []object{
+			{{"type", "string"}, {"pattern", "^(none|[0-9]+ *([KMGT]iB)?)$"}}, {{"type", "integer"}, {"minimum", 0}},
+		}}}
 	case t == prefixType:
 		return object{{"type", "string"}}
 	case t.Kind() == reflect.Bool:

@@ -129,7 +129,8 @@ type Host struct {
 	// Which TLS the clients may speak.
 	TLS TLS `yaml:"tls"`
 	// What of the site is published, merged over a safe preset. A key is the name of a virtual directory (owa, ecp, ews,
-	// mapi, rpc, oab, autodiscover, activesync, powershell, api, …), or a path prefix that begins with `/`.
+	// mapi, rpc, oab, autodiscover, activesync, powershell, exchange, public, exchweb, api, …), or a path prefix that
+	// begins with `/`.
 	VirtualDirectories map[string]*VirtualDirectory `yaml:"virtual_directories" key:"vdir" example:"{ecp: internal}"`
 	// Hellos without a name land here: on every https listener (true), or on the listed ones. Hellos with an unknown
 	// name are always refused.
@@ -169,8 +170,15 @@ type VirtualDirectory struct {
 	Access string `yaml:"access" form:"scalar" enum:"publish,internal,deny" example:"publish"`
 	// Let requests with `Upgrade` (WebSocket) through.
 	Upgrade bool `yaml:"upgrade" default:"false"`
+	// The methods that are let through. Without it: those of the directory's protocol, and in a directory that has none
+	// of its own every method but TRACE and CONNECT.
+	Methods []string `yaml:"methods" kind:"method" example:"[GET, HEAD, POST]"`
+	// How long the client may be silent in the middle of a request. Without it: what the protocol of the directory needs.
+	RequestTimeout time.Duration `yaml:"request_timeout" example:"5m"`
 	// How long the backend may be silent. Without it: what the protocol of the directory needs.
 	ResponseTimeout time.Duration `yaml:"response_timeout" example:"10m"`
+	// The largest request body; what is larger is answered with 413. Exchange has limits of its own.
+	MaxBody Size `yaml:"max_body" default:"none" example:"64MiB"`
 }
 
 // Passthrough is where a connection goes that is not decrypted: to a site's servers, or to the listed backends.
@@ -219,7 +227,8 @@ type Site struct {
 	// Exchange's channel binding. It needs the same certificate on both sides: `auto` warns when they differ,
 	// `required` refuses.
 	ExtendedProtection string `yaml:"extended_protection" enum:"off,auto,required" default:"off"`
-	// Send requests on in clear. The servers are then http:// URLs.
+	// Send requests on in clear. The servers are then http:// URLs. /ews/mrsproxy.svc, over which mailboxes are moved,
+	// is never sent on in clear, but refused.
 	Offload bool `yaml:"offload" default:"false"`
 	// The site's own public address. Requests for its mailboxes are redirected there; without it they are proxied.
 	ExternalURL string `yaml:"external_url" kind:"origin" example:"https://mail.branch.contoso.com"`

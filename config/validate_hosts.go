@@ -218,23 +218,6 @@ func (v validator) defaultHost(name string, d Default, taken map[string]string) 
 	}
 }
 
-func (v validator) virtualDirectories(p path, h *Host) {
-	for _, key := range sortedKeys(h.VirtualDirectories) {
-		q := p.key(key)
-		if v.bad(q) || !strings.HasPrefix(key, "/") {
-			continue
-		}
-		for name, known := range vdirPaths {
-			if key == known {
-				v.failKey(q, RuleVdirNamed, name+", which brings the methods and timeouts of its protocol", "%s is the virtual directory %s", key, name)
-			}
-		}
-		if !v.has(q.key("access")) && v.entries[q.String()].shape == shapeMap {
-			v.fail(q.key("access"), RuleVdirAccess, "access: publish, internal or deny", "it is not said who may reach %s", key)
-		}
-	}
-}
-
 func (v validator) mail(host path, m *Mail) {
 	p := host.key("mail")
 	if m == nil || v.bad(p) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"net/netip"
 	"net/url"
@@ -57,6 +58,7 @@ var kinds = map[string]kind{
 	"storage":      {read: readStorage, about: "directory, or redis URL"},
 	"pin":          {read: readPin, about: "sha256/base64", pattern: "^(cert-)?sha256/[A-Za-z0-9+/]{43}=$"},
 	"cipher":       {read: readCipher, about: "cipher suite", pattern: "^TLS_[A-Z0-9]+_WITH_[A-Z0-9_]+$"},
+	"method":       {read: readMethod, about: "method", pattern: "^[A-Z][A-Z_-]*$"},
 	"mailboxfile":  {read: readMailboxFile, about: "file", pattern: `\.([yY][aA]?[mM][lL]|[cC][sS][vV])$`},
 	"":             {read: readPlain, about: "text"},
 }
@@ -323,6 +325,9 @@ var vdirPaths = map[string]string{
 	"publicfolder":      "/publicfolder",
 	"publicfolders":     "/publicfolders",
 	"unifiedmessaging":  "/unifiedmessaging",
+	"exchange":          "/exchange",
+	"public":            "/public",
+	"exchweb":           "/exchweb",
 }
 
 // vdirAlias is the other name administrators use for ActiveSync: that of its directory in IIS.
@@ -369,6 +374,78 @@ func readVdir(s string) (string, *fault) {
 		}
 	}
 	return lower, nil
+}
+
+// readMethod reads a request method. Methods are compared as they are written (RFC 9110 section 9.1), and all that mean
+// something to Exchange are in capitals.
+func readMethod(s string) (string, *fault) {
+	const want = "a method such as GET, POST or PROPFIND"
+	switch upper := strings.ToUpper(s); {
+	case upper == "TRACE" || upper == "CONNECT":
+		return "", faultf(RuleMethod, want, "%s is never let through", upper)
+	case strings.Trim(upper, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_-") != "":
+		return "", faultf(RuleMethod, want, "%q is not a method", s)
+	case upper != s:
+		return "", faultf(RuleMethod, upper, "methods are written in capitals, and %q is not", s)
+	}
+	return s, nil
+}
+
+// Size is a number of bytes; 0 stands for no limit.
+type Size int64
+
+// String returns the size as it is written in the file: in the largest unit that leaves it whole.
+func (s Size) String() string {
+	if s == 0 {
+		return "none"
+	}
+	for _, u := range sizeUnits {
+		if s%u.bytes == 0 {
+			return strconv.FormatInt(int64(s/u.bytes), 10) + u.name
+		}
+	}
+	return strconv.FormatInt(int64(s), 10)
+}
+
+// sizeUnits are the units of sizes, the largest first.
+var sizeUnits = []struct {
+	name  string
+	bytes Size
+}{{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}}
+
+// readSize reads a number of bytes, with or without a unit, or none. Units that mean 1000 to some and 1024 to others are
+// refused.
+func readSize(s string) (Size, *fault) {
+	const want = "a size such as 512KiB, 64MiB or 2GiB, or none"
+	if s == "none" || s == "0" {
+		return 0, nil
+	}
+	number := strings.TrimRight(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+	unit := strings.TrimSpace(s[len(number):])
+	n, err := strconv.ParseInt(number, 10, 64)
+	if err != nil || number[0] == '+' {
+		return 0, faultf(RuleSize, want, "%q is not a size", s)
+	}
+	factor := Size(0)
+	for _, u := range sizeUnits {
+		switch {
+		case unit == u.name:
+			factor = u.bytes
+		case unit == "":
+			factor = 1
+		case strings.EqualFold(unit, u.name), strings.EqualFold(unit, u.name[:1]), strings.EqualFold(unit, u.name[:1]+"B"):
+			return 0, faultf(RuleSize, number+u.name, "the unit of %q is not one that everybody reads alike", s)
+		}
+	}
+	switch {
+	case factor == 0:
+		return 0, faultf(RuleSize, want, "there is no unit %q", unit)
+	case n <= 0:
+		return 0, faultf(RuleSize, want, "%s leaves no room at all", s)
+	case Size(n) > math.MaxInt64/factor:
+		return 0, faultf(RuleSize, want, "%s is more than can be counted", s)
+	}
+	return Size(n) * factor, nil
 }
 
 func readDuration(s string) (time.Duration, *fault) {

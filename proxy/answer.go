@@ -30,6 +30,9 @@ func (s *session) answer(ctx context.Context, rt route) (keep bool, err error) {
 	switch rt.action {
 	case actStatus:
 		status, header = rt.status, http.Header{"Cache-Control": {"no-store"}}
+		if status == http.StatusRequestEntityTooLarge {
+			body = []byte(http.StatusText(status) + "\n") // some clients show it
+		}
 		if rt.why != "" {
 			s.ev.cause = rt.why
 		}

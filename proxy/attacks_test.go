@@ -388,8 +388,14 @@ func TestMethodMatrix(t *testing.T) {
 		"rpc": "RPC_IN_DATA, RPC_OUT_DATA, GET, POST", "oab": "GET, HEAD", "autodiscover": "GET, HEAD, POST, OPTIONS",
 		"activesync": "POST, OPTIONS, GET", "powershell": "POST",
 	}
+	for _, legacy := range []string{"exchange", "public", "exchweb"} {
+		allowed[legacy] = "GET, HEAD, POST, OPTIONS, PUT, DELETE, PROPFIND, PROPPATCH, SEARCH, MKCOL, MOVE, COPY, LOCK, UNLOCK, " +
+			"SUBSCRIBE, UNSUBSCRIBE, POLL, NOTIFY, BMOVE, BCOPY, BDELETE, BPROPFIND, BPROPPATCH"
+	}
 	methods := []string{
-		"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "RPC_IN_DATA", "RPC_OUT_DATA", "PROPFIND", "SEARCH", "MOVE", "LOCK", "DEBUG", "get", "Post", "X",
+		"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "CONNECT", "RPC_IN_DATA", "RPC_OUT_DATA", "DEBUG", "get", "Post", "X",
+		"PROPFIND", "PROPPATCH", "SEARCH", "MKCOL", "MOVE", "COPY", "LOCK", "UNLOCK",
+		"SUBSCRIBE", "UNSUBSCRIBE", "POLL", "NOTIFY", "BMOVE", "BCOPY", "BDELETE", "BPROPFIND", "BPROPPATCH",
 	}
 	b := newRecorder(t, nothing)
 	f := newFront(t, func(f *front, _ *Options, _ *Table) {

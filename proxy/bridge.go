@@ -21,6 +21,8 @@ type exchange struct {
 	up   *upstream
 	vdir *VirtualDirectory
 	body body // of the request; the uplink's once it runs
+	// bodyBy is when the whole body has to be here; zero: whenever it comes.
+	bodyBy time.Time
 
 	begin time.Time
 	last  atomic.Int64 // when bytes last moved in either direction, ns after begin
@@ -91,7 +93,7 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 	if s.head.identity && !up.identity {
 		s.ups.belongs(up)
 	}
-	x := &exchange{begin: time.Now(), s: s, up: up, vdir: rt.vdir, body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody()}
+	x := &exchange{begin: time.Now(), s: s, up: up, vdir: rt.vdir, body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody(), bodyBy: s.formTime(&rt)}
 	wholeBody, err := x.sendHead()
 	if err != nil {
 		return s.failed(ctx, x, err)
@@ -115,7 +117,10 @@ func (x *exchange) sendHead() (whole bool, err error) {
 		if piece == nil {
 			break
 		}
-		x.moved.Add(int64(len(piece)))
+		if err := x.took(piece); err != nil {
+			x.bodyErr = err
+			return false, err
+		}
 		s.out = appendPiece(s.out, piece, x.body.kind == chunkedBody)
 	}
 	if x.body.done && x.body.kind == chunkedBody {
@@ -132,6 +137,14 @@ func (x *exchange) sendHead() (whole bool, err error) {
 		return true, nil
 	}
 	return x.body.done, nil
+}
+
+// took counts a piece of the request body against the directory's limit.
+func (x *exchange) took(piece []byte) error {
+	if moved := x.moved.Add(int64(len(piece))); x.vdir.MaxBody > 0 && moved > x.vdir.MaxBody {
+		return errBodyTooLarge
+	}
+	return nil
 }
 
 // respond reads the response and passes it on as it comes.

@@ -27,6 +27,7 @@ type route struct {
 	handler  http.Handler
 	host     *Host
 	vdir     *VirtualDirectory
+	path     string     // canonical, with actBridge
 	rule     ruleNumber // of attacks.go, if one matched
 	// target is what the backend is asked for: the raw request target, except for
 	// autodiscover.json, which is rebuilt (see v2Target).
@@ -146,7 +147,17 @@ func routeBridge(o origin, host *Host, h *requestHead, path, query string) route
 		r.vdir = vdir
 		return r
 	}
-	r := route{action: actBridge, vdir: vdir, target: h.target, rule: rule}
+	if neverInClear(path) && host.Site.plain() {
+		r := refuse(http.StatusForbidden, "mailboxes are not moved over plain HTTP (R-5.6)")
+		r.vdir = vdir
+		return r
+	}
+	if vdir.MaxBody > 0 && h.contentLength > vdir.MaxBody {
+		r := refuse(http.StatusRequestEntityTooLarge, errBodyTooLarge.reason)
+		r.vdir = vdir
+		return r
+	}
+	r := route{action: actBridge, vdir: vdir, path: path, target: h.target, rule: rule}
 	if suffix, ok := underV2(path); ok {
 		if h.method != "GET" && h.method != "HEAD" {
 			r := refuse(http.StatusMethodNotAllowed, "autodiscover.json: only GET and HEAD")

@@ -119,37 +119,61 @@ type VirtualDirectory struct {
 	// silent in the middle of an exchange. Bytes in either direction re-arm both
 	// there is no limit on the whole exchange.
 	RequestIdle, ResponseIdle time.Duration
-	Upgrade                   bool // forward Upgrade requests
-	HealthPage                bool // has a healthcheck.htm, which only internal networks see
+	MaxBody                   int64 // bytes in a request body, more is 413; 0: no limit
+	Upgrade                   bool  // forward Upgrade requests
+	HealthPage                bool  // has a healthcheck.htm, which only internal networks see
+	// Affinity is the group of directories between which a client carries state, so
+	// that it has to find it on the same server where servers do not share it
+	// (PROXYING.md section 9.1); "" where there is none.
+	Affinity string
+	// Forms are the canonical paths that login forms are posted to: small requests,
+	// which have to be complete in [Options].RequestHeadTimeout.
+	Forms []string
+	// Logins are the canonical paths below which nothing is served anonymously: 2xx
+	// to a POST or an RPC_… request there proves its credentials right.
+	Logins []string
+}
+
+// webDAV is what Outlook Web Access, Entourage and DavMail ask of the directories
+// of Exchange 2000 to 2007. No other directory knows these methods.
+var webDAV = []string{
+	"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PROPFIND", "PROPPATCH", "SEARCH", "MKCOL", "MOVE", "COPY", "LOCK", "UNLOCK",
+	"SUBSCRIBE", "UNSUBSCRIBE", "POLL", "NOTIFY", "BMOVE", "BCOPY", "BDELETE", "BPROPFIND", "BPROPPATCH",
 }
 
 // Preset returns the virtual directories of an Exchange server: the eight that
-// need publishing, and the remote PowerShell one, denied. Methods follow
-// PROXYING.md section 11.4, times section 10.1: an ActiveSync ping may be silent
-// for 59 minutes, an Outlook Anywhere channel for 15.
+// need publishing; the remote PowerShell one and those of Exchange 2000 to 2007,
+// denied. Methods follow PROXYING.md section 11.4, times section 10.1: an
+// ActiveSync ping may be silent for 59 minutes, an Outlook Anywhere channel for 15.
+// No preset limits bodies: Exchange has limits of its own, which administrators
+// raise.
 func Preset() []VirtualDirectory {
 	const m = time.Minute
 	get := []string{"GET", "HEAD", "POST", "OPTIONS"}
 	return []VirtualDirectory{
 		{
 			Name: "owa", Prefixes: []string{"/owa"}, Access: Publish, Methods: get,
-			RequestIdle: 5 * m, ResponseIdle: 10 * m, HealthPage: true,
+			RequestIdle: 5 * m, ResponseIdle: 10 * m, HealthPage: true, Affinity: "owa",
+			Forms: []string{"/owa/auth.owa", "/owa/auth/owaauth.dll"}, // 2010 and later; 2007
 		},
 		{
 			Name: "ecp", Prefixes: []string{"/ecp"}, Access: Publish, Methods: get,
-			RequestIdle: 5 * m, ResponseIdle: 10 * m, HealthPage: true,
+			RequestIdle: 5 * m, ResponseIdle: 10 * m, HealthPage: true, Affinity: "owa", // it shares OWA's login cookie
 		},
 		{
 			Name: "ews", Prefixes: []string{"/ews"}, Access: Publish, Methods: get,
-			RequestIdle: 5 * m, ResponseIdle: 31 * m, HealthPage: true,
+			RequestIdle: 5 * m, ResponseIdle: 31 * m, HealthPage: true, Affinity: "ews",
+			Logins: []string{"/ews/exchange.asmx"},
 		},
 		{
 			Name: "mapi", Prefixes: []string{"/mapi"}, Access: Publish, Methods: []string{"POST", "GET", "OPTIONS"},
 			RequestIdle: 5 * m, ResponseIdle: 10 * m, HealthPage: true,
+			Logins: []string{"/mapi/emsmdb", "/mapi/nspi"},
 		},
 		{
 			Name: "rpc", Prefixes: []string{"/rpc", "/rpcwithcert"}, Access: Publish, Methods: []string{"RPC_IN_DATA", "RPC_OUT_DATA", "GET", "POST"},
-			RequestIdle: 25 * m, ResponseIdle: 25 * m, HealthPage: true,
+			RequestIdle: 25 * m, ResponseIdle: 25 * m, HealthPage: true, Affinity: "rpc",
+			Logins: []string{"/rpc/rpcproxy.dll", "/rpcwithcert/rpcproxy.dll"},
 		},
 		{
 			Name: "oab", Prefixes: []string{"/oab"}, Access: Publish, Methods: []string{"GET", "HEAD"},
@@ -158,14 +182,29 @@ func Preset() []VirtualDirectory {
 		{
 			Name: "autodiscover", Prefixes: []string{"/autodiscover"}, Access: Publish, Methods: get,
 			RequestIdle: 1 * m, ResponseIdle: 2 * m, HealthPage: true,
+			Logins: []string{"/autodiscover/autodiscover.xml"}, // the others are anonymous in part
 		},
 		{
 			Name: "activesync", Prefixes: []string{"/microsoft-server-activesync"}, Access: Publish, Methods: []string{"POST", "OPTIONS", "GET"},
-			RequestIdle: 5 * m, ResponseIdle: 62 * m, HealthPage: true,
+			RequestIdle: 5 * m, ResponseIdle: 62 * m, HealthPage: true, Affinity: "activesync",
+			Logins: []string{"/microsoft-server-activesync", "/microsoft-server-activesync/default.eas"},
 		},
 		{
 			Name: "powershell", Prefixes: []string{"/powershell"}, Access: Deny, Methods: []string{"POST"},
-			RequestIdle: 5 * m, ResponseIdle: 5 * m, HealthPage: true,
+			RequestIdle: 5 * m, ResponseIdle: 5 * m, HealthPage: true, Affinity: "powershell",
+		},
+		{
+			Name: "exchange", Prefixes: []string{"/exchange"}, Access: Deny, Methods: webDAV,
+			RequestIdle: 5 * m, ResponseIdle: 10 * m, Affinity: "owa",
+		},
+		{
+			Name: "public", Prefixes: []string{"/public"}, Access: Deny, Methods: webDAV,
+			RequestIdle: 5 * m, ResponseIdle: 10 * m, Affinity: "owa",
+		},
+		{
+			Name: "exchweb", Prefixes: []string{"/exchweb"}, Access: Deny, Methods: webDAV,
+			RequestIdle: 5 * m, ResponseIdle: 10 * m, Affinity: "owa",
+			Forms: []string{"/exchweb/bin/auth/owaauth.dll"}, // 2003
 		},
 	}
 }

@@ -55,6 +55,9 @@ var errStopped = errors.New("stopped")
 func (x *exchange) fillClient() error {
 	for {
 		wait := x.vdir.RequestIdle - x.idleFor()
+		if !x.bodyBy.IsZero() {
+			wait = min(wait, time.Until(x.bodyBy))
+		}
 		if wait <= 0 {
 			return errClientStalled
 		}
@@ -120,7 +123,9 @@ func (x *exchange) sendBody() error {
 			return err
 		}
 		for piece != nil {
-			x.moved.Add(int64(len(piece)))
+			if err := x.took(piece); err != nil {
+				return err
+			}
 			out = appendPiece(out, piece, chunked)
 			room := bufferSize - 64 - len(out)
 			if room < 1024 {

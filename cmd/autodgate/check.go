@@ -15,11 +15,16 @@ import (
 
 func newCheck() *cobra.Command {
 	var file string
+	var directories bool
 	cmd := &cobra.Command{
 		Use: "check --config FILE", Short: "Validate a configuration and the files it names",
 		Long: `Validate a configuration: every problem at once, each with its place and what
 would be right. Then open the files it names: certificates and keys, CA
 certificates, mailboxes.
+
+With --directories, also print what every bridged host publishes: its virtual
+directories with their paths, who may reach them, their methods, how long client
+and server may be silent, and the largest request body. What is not listed is 404.
 
 Exit status: 0 all is fine, 1 a file is not, 2 the configuration does not load.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -33,6 +38,11 @@ Exit status: 0 all is fine, 1 a file is not, 2 the configuration does not load.`
 			if problems > 0 {
 				return notFine(fmt.Errorf("%s loads, but %s it names cannot be used", file, count(problems, "file")))
 			}
+			if directories {
+				if err := printDirectories(out, cfg); err != nil {
+					return err
+				}
+			}
 			fine := "fine"
 			if n := len(report.Warnings()) + warnings; n > 0 {
 				fine += ", with " + count(n, "warning")
@@ -42,6 +52,7 @@ Exit status: 0 all is fine, 1 a file is not, 2 the configuration does not load.`
 		},
 	}
 	configFlag(cmd, &file)
+	cmd.Flags().BoolVar(&directories, "directories", false, "print the virtual directories of each bridged host")
 	return cmd
 }
 

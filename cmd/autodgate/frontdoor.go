@@ -235,44 +235,6 @@ func passthroughSite(host string, addresses []string, timeout time.Duration) *pr
 	return site
 }
 
-// virtualDirectories merges what the config says over the preset.
-func virtualDirectories(h *config.Host) []proxy.VirtualDirectory {
-	dirs := proxy.Preset()
-	for _, p := range h.Paths() {
-		i := slices.IndexFunc(dirs, func(d proxy.VirtualDirectory) bool { return d.Name == p.Name })
-		if i < 0 || p.Name == "" {
-			// A path of the config's own, a directory outside the preset, or one that
-			// the preset has under another's name (rpcwithcert): it gets its own entry.
-			d := proxy.CustomDirectory(p.Prefix, proxy.Publish)
-			for j := range dirs {
-				if k := slices.Index(dirs[j].Prefixes, p.Prefix); k >= 0 {
-					d = dirs[j]
-					d.Prefixes = []string{p.Prefix}
-					dirs[j].Prefixes = slices.Delete(slices.Clone(dirs[j].Prefixes), k, k+1)
-				}
-			}
-			if d.Name = p.Name; d.Name == "" {
-				d.Name = p.Prefix
-			}
-			dirs = append(dirs, d)
-			i = len(dirs) - 1
-		}
-		switch p.Access {
-		case "publish":
-			dirs[i].Access = proxy.Publish
-		case "internal":
-			dirs[i].Access = proxy.Internal
-		case "deny":
-			dirs[i].Access = proxy.Deny
-		}
-		dirs[i].Upgrade = p.Upgrade
-		if p.ResponseTimeout > 0 {
-			dirs[i].ResponseIdle = p.ResponseTimeout
-		}
-	}
-	return dirs
-}
-
 // certificate opens the source of a host's certificate.
 func (f *frontDoor) certificate(cfg *config.Config, name string, h *config.Host) (tlsconf.Source, error) {
 	c := h.Certificate
