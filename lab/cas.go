@@ -25,6 +25,7 @@ type casServer struct {
 	protection   ExtendedProtection
 	binding      []byte // endpointData of certificate
 	kerberos     KerberosAcceptor
+	streams      *subscriptions // of the company
 	identity     ntlmIdentity
 	accounts     *accounts
 	exchange     map[string]ExchangeDomain
@@ -283,27 +284,6 @@ func who(l login) string {
 
 // maxBody bounds the bodies that the pages below read: Exchange's own limit for EWS.
 const maxBody = 64 << 20
-
-// serveEWS answers any SOAP request with an empty success, so that a client sees who it is; GET shows the page of services.wsdl.
-func (s *casServer) serveEWS(w http.ResponseWriter, r *http.Request, l login) {
-	if strings.ToLower(r.URL.Path) != "/ews/exchange.asmx" {
-		s.status(w, http.StatusNotFound)
-		return
-	}
-	if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
-		s.status(w, http.StatusRequestEntityTooLarge)
-		return
-	}
-	if r.Method == http.MethodGet {
-		s.servePage(w, r, l)
-		return
-	}
-	w.Header()["Content-Type"] = []string{"text/xml; charset=utf-8"}
-	_, _ = io.WriteString(w, `<?xml version="1.0" encoding="utf-8"?>`+
-		`<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Header>`+
-		`<h:ServerVersionInfo MajorVersion="15" MinorVersion="2" MajorBuildNumber="1544" MinorBuildNumber="4" Version="V2017_07_11"`+
-		` xmlns:h="http://schemas.microsoft.com/exchange/services/2006/types"/></s:Header><s:Body/></s:Envelope>`)
-}
 
 // serveMAPI answers a request with success and no data, in the shape of [MS-OXCMAPIHTTP] 2.2.2.2; showdebug=yes shows who was
 // logged in by which method, as on a real server.

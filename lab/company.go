@@ -38,6 +38,7 @@ type Company struct {
 	dns      *dnsServer
 	servers  []*casServer
 	recorder *Recorder
+	streams  subscriptions
 	config   string
 	stop     func() bool
 }
@@ -114,6 +115,7 @@ func (c *Company) startServer(srv Server, v values, pox http.Handler, opt Option
 			NetBIOSComputer: strings.ToUpper(srv.Name), DNSComputer: srv.FQDN,
 		},
 		kerberos:     opt.Kerberos,
+		streams:      &c.streams,
 		accounts:     newAccounts(ad.NetBIOS, ad.DNS, c.scenario.Mailboxes),
 		exchange:     c.scenario.Exchange,
 		recorder:     c.recorder,

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/autodgate/autodgate/internal/peer"
 	"github.com/autodgate/autodgate/lab"
 )
@@ -164,6 +166,64 @@ func TestShowDebug(t *testing.T) {
 	}
 	f("pat@contoso.com")
 	f("lee@contoso.com")
+	if v := company.Recorder().Violations(); len(v) > 0 {
+		t.Error(v)
+	}
+}
+
+// node returns Node.js for a script beside the clients that .ci/peers has
+// installed from npm.
+func node(t *testing.T) string {
+	t.Helper()
+	path := peer.Need(t, "node", "apt-get install nodejs")
+	if _, err := os.Stat("testdata/npm/node_modules"); err != nil {
+		peer.Missing(t, "npm's part of the clients", ".ci/peers")
+	}
+	return path
+}
+
+// An EWS client that is used in earnest, over NTLM: it reads a folder and its
+// messages, each call with a login of its own, and hears of a new message by a
+// streaming subscription. The stream ends only when the client has seen what came
+// before, so nothing was held back (R-5.1).
+func TestEWSClient(t *testing.T) {
+	path := node(t)
+	company, front := startLab(t)
+	pat, _ := company.Account("pat@contoso.com")
+	t.Setenv("NODE_EXTRA_CA_CERTS", company.CAFile())
+	type line struct {
+		Folder, Subject, Event, Item string
+		Count                        int
+		Closed                       bool
+	}
+	got := objects[line](t, output(t, path, "testdata/npm/ews.js", front.https[0], pat.Login, pat.Password))
+	var server string // which of the two it was
+	if len(got) > 1 {
+		_, server, _ = strings.Cut(got[1].Subject, ", by ")
+	}
+	want := []line{
+		{Folder: "inbox", Count: 1},
+		{Subject: `For CONTOSO\pat in inbox, by ` + server},
+		{Event: "NewMail", Item: "lab-item"},
+		{Closed: true},
+	}
+	if diff := cmp.Diff(want, got); diff != "" || server == "" {
+		t.Error(diff)
+	}
+	const calls = 5 // GetFolder, FindItem, Subscribe, GetStreamingEvents, Unsubscribe
+	used := 0
+	for _, c := range company.Recorder().Connections() {
+		if c.Count == 0 {
+			continue
+		}
+		used++
+		if c.Count != 2 || c.Requests[0].Status != 401 || c.Requests[1].Status != 200 || c.Requests[1].User != pat.Login {
+			t.Errorf("a server's connection: %+v", c.Requests)
+		}
+	}
+	if used != calls {
+		t.Errorf("%d connections to servers, want one for each of %d calls", used, calls)
+	}
 	if v := company.Recorder().Violations(); len(v) > 0 {
 		t.Error(v)
 	}
