@@ -114,6 +114,20 @@ func (h *Host) Paths() []Path {
 	return paths
 }
 
+// Protection returns the Extended Protection in effect: off, auto or required. Without the key it is auto where Exchange has
+// it on by default, which is from 2019 CU14 on.
+func (s *Site) Protection() string {
+	switch {
+	case s.ExtendedProtection != "":
+		return s.ExtendedProtection
+	case s.Offload:
+		return "off" // nothing to compare; see RuleProtectionOffload
+	case s.Exchange == "2019" || s.Exchange == "SE":
+		return "auto"
+	}
+	return "off"
+}
+
 // Scheme returns https or http.
 func (s Server) Scheme() string { return s.url().Scheme }
 

@@ -140,6 +140,27 @@ func TestGood(t *testing.T) {
 	}
 }
 
+// R-7.1: Extended Protection is on where Exchange has it on by default, unless the file says otherwise.
+func TestProtection(t *testing.T) {
+	f := func(keys, want string) {
+		t.Helper()
+		c := mustParse(t, "sites: {hq: {servers: [https://cas01]"+keys+"}}\n"+minimal)
+		if got := c.Sites["hq"].Protection(); got != want {
+			t.Errorf("%s: %s, want %s", keys, got, want)
+		}
+	}
+	f("", "off")
+	for _, version := range []string{"2007", "2010", "2013", "2016"} {
+		f(", exchange: "+version, "off")
+		f(", extended_protection: required, exchange: "+version, "required")
+	}
+	for _, version := range []string{"2019", "SE"} {
+		f(", exchange: "+version, "auto")
+		f(", extended_protection: off, exchange: "+version, "off")
+		f(", extended_protection: auto, exchange: "+version, "auto")
+	}
+}
+
 // One run shows every fault: unknown keys, wrong types, unreadable values and broken rules, in the order of the file.
 func TestEveryProblemAtOnce(t *testing.T) {
 	_, report := Parse("many.yaml", []byte(`listen: {https: 443, admin: ":9480"}
@@ -246,7 +267,7 @@ func TestDefaults(t *testing.T) {
 	c = mustParse(t, "sites: {hq: {servers: [https://cas01]}}\n"+minimal)
 	// R-8.7: servers are authenticated, and spoken to in TLS that is safe, unless the file says otherwise.
 	want.Sites = map[string]*Site{"hq": {
-		Servers: []Server{{URL: "https://cas01"}}, Trust: Trust{Mode: "verify"}, ExtendedProtection: "off",
+		Servers: []Server{{URL: "https://cas01"}}, Trust: Trust{Mode: "verify"},
 		TLS: SiteTLS{MinVersion: "1.2", MaxVersion: "1.3", Ciphers: []string{}},
 	}}
 	if diff := cmp.Diff(want.Sites, c.Sites); diff != "" {

@@ -95,4 +95,10 @@ const (
 	RuleAnswerNoDomains  Rule = "answer-no-domains"
 	RuleInternalNobody   Rule = "internal-nobody"
 	RuleMailboxesForm    Rule = "mailboxes-form"
+
+	// What Extended Protection and the servers outside need.
+	RuleExternalUntrusted     Rule = "external-untrusted-certs"
+	RuleProtectionOffload     Rule = "protection-offload"
+	RuleProtectionCertificate Rule = "protection-certificate"      // renewed here alone
+	RuleProtectionTwo         Rule = "protection-two-certificates" // of one site
 )

@@ -224,9 +224,12 @@ type Site struct {
 	TLS SiteTLS `yaml:"tls"`
 	// The Exchange version: presets for affinity, health pages and timeouts.
 	Exchange string `yaml:"exchange" enum:"2007,2010,2013,2016,2019,SE" example:"\"2019\""`
-	// Exchange's channel binding. It needs the same certificate on both sides: `auto` warns when they differ,
-	// `required` refuses.
-	ExtendedProtection string `yaml:"extended_protection" enum:"off,auto,required" default:"off"`
+	// Exchange's channel binding (Extended Protection). It needs the same certificate on both sides: `auto` warns when a
+	// server has another one than clients see, `required` does not use such a server. Without it: `auto` for Exchange 2019
+	// and SE, which have it on by default, otherwise `off`.
+	ExtendedProtection string `yaml:"extended_protection" enum:"off,auto,required" example:"auto"`
+	// The certificate that autodgate shows to servers that ask for one, be it by renegotiation.
+	ClientCertificate *ClientCertificate `yaml:"client_certificate"`
 	// Send requests on in clear. The servers are then http:// URLs. /ews/mrsproxy.svc, over which mailboxes are moved,
 	// is never sent on in clear, but refused.
 	Offload bool `yaml:"offload" default:"false"`
@@ -251,6 +254,14 @@ type SiteTLS struct {
 	MaxVersion string `yaml:"max_version" enum:"1.0,1.1,1.2,1.3" default:"\"1.3\""`
 	// The cipher suites up to TLS 1.2, by their IANA names. Without it: the safe ones, and those that min_version brings.
 	Ciphers []string `yaml:"ciphers" kind:"cipher" default:"[]" example:"[TLS_RSA_WITH_3DES_EDE_CBC_SHA]"`
+}
+
+// ClientCertificate is a certificate to show to servers.
+type ClientCertificate struct {
+	// The certificate and its chain, PEM.
+	Cert string `yaml:"cert" kind:"file" required:"true" example:"autodgate.pem"`
+	// Its private key, PEM.
+	Key string `yaml:"key" kind:"file" required:"true" example:"autodgate.key"`
 }
 
 // Trust is what a server's certificate is held against.

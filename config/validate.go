@@ -20,6 +20,7 @@ func (v validator) all() {
 	v.domains()
 	v.mailboxes()
 	v.inside()
+	v.outside()
 	v.notInEffect()
 	v.notBuilt()
 }

@@ -9,6 +9,7 @@ func (v validator) sites() {
 		v.servers(p.key("servers"), s)
 		v.trust(p, s)
 		v.siteTLS(p.key("tls"), s.TLS)
+		v.protection(name, s)
 		if s.AllowInternalUntrustedCerts {
 			v.warn(p.key("allow_internal_untrusted_certs"), RuleUntrustedCerts, "trust: {ca: FILE} with the CA of the servers, {pin: [sha256/…]} with their keys, or first_use",
 				"THE SERVERS OF SITE %s ARE NOT AUTHENTICATED: whoever answers at their addresses reads every password and mailbox that passes", name)

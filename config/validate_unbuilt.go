@@ -46,9 +46,6 @@ func (v validator) notInEffect() {
 		if s.Exchange != "" {
 			say(p.key("exchange"), later, "the presets of an Exchange version are not in effect yet: a server is left out only while it cannot be connected to, and there is no affinity beyond the connection")
 		}
-		if s.ExtendedProtection == "auto" {
-			say(p.key("extended_protection"), "until then: off", "extended_protection is not in effect yet: certificates that differ are not noticed, and clients that bind to them fail to log in")
-		}
 		if s.ExternalURL != "" {
 			say(p.key("external_url"), later, "external_url is not in effect yet: requests for mailboxes of this site are not redirected")
 		}
@@ -60,9 +57,6 @@ func (v validator) notInEffect() {
 	}
 	if v.c.Redirects != nil {
 		say(path{"redirects"}, "until then: a host with redirect for each domain", "redirects is not in effect yet: the domains in the file are unknown hosts")
-	}
-	if v.c.AllowExternalUntrustedCerts {
-		say(path{"allow_external_untrusted_certs"}, later, "allow_external_untrusted_certs is not in effect yet: certificates outside are always verified")
 	}
 }
 
@@ -83,10 +77,6 @@ func (v validator) notBuilt() {
 		s, p := v.c.Sites[name], sitesPath.key(name)
 		if s.Trust.Mode == "first_use" && isRedis(v.c.Certificates.Storage) {
 			refuse(p.key("trust"), "a directory as certificates.storage", "trust: first_use with storage on Redis", "a server could be exchanged unnoticed")
-		}
-		if s.ExtendedProtection == "required" {
-			refuse(p.key("extended_protection"), "off; or passthrough, where nothing stands between client and server",
-				"extended_protection: required", "servers with another certificate would be used all the same")
 		}
 		if s.Offload {
 			refuse(p.key("offload"), "https:// servers and offload: false", "offload", "what is meant to be taken off the servers' hands would not be done, and mail would travel in clear")

@@ -23,6 +23,7 @@ type clientConn struct {
 	table    *Table
 	log      zerolog.Logger
 	hello    hello
+	shown    *presented // where Extended Protection matters
 	event    connEvent
 	session  atomic.Pointer[session]
 }

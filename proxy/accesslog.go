@@ -144,7 +144,7 @@ func (ev *requestEvent) fail(err error) { ev.cause, ev.failed = err.Error(), tru
 func (ev *requestEvent) end(s *session, err error) {
 	if err != nil && ev.cause == "" {
 		ev.cause = err.Error()
-		ev.failed = !isPeerEnd(err)
+		ev.failed = !isPeerEnd(err) && !errors.Is(err, errOutdated)
 	}
 	e := ev.log.Info()
 	if ev.failed {

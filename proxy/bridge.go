@@ -68,6 +68,9 @@ var (
 // bridge sends the request to the site of the route's host and its response
 // back. It returns whether the client connection lives on.
 func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
+	if s.outdated(rt.host.Site) {
+		return false, errOutdated // unanswered: what the client says on it is bound to what is gone
+	}
 	fw := s.fwd
 	fw.host = rt.host.Name
 	// h2c would let a client speak past our routing, also as one of several.

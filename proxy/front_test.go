@@ -78,13 +78,19 @@ func within(limit time.Duration, start time.Time, what string) error {
 // newCertificate makes a self-signed certificate for the names.
 func newCertificate(t testing.TB, names ...string) tls.Certificate {
 	t.Helper()
+	return newCertificateFrom(t, time.Now().Add(-time.Hour), names...)
+}
+
+// newCertificateFrom makes one that is valid from a given time on.
+func newCertificateFrom(t testing.TB, from time.Time, names ...string) tls.Certificate {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: names[0]}, DNSNames: names,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		NotBefore: from, NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}

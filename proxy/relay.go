@@ -28,6 +28,7 @@ type session struct {
 	origin origin
 	fwd    forwarding
 	log    zerolog.Logger
+	shown  *presented // the certificate that the client saw, where Extended Protection matters
 	ups    upstreams
 	head   requestHead
 	resp   responseHead
@@ -366,9 +367,10 @@ func (s *session) dial(ctx context.Context, host *Host, dir string) (*upstream, 
 			cancel(errClientGone)
 		}
 	})
-	u, err := s.srv.connect(ctx, host.Site, host.Site.order(dir), func(ctx context.Context, b *Backend, timeout time.Duration) (*upstream, error) {
+	connect := func(ctx context.Context, b *Backend, timeout time.Duration) (*upstream, error) {
 		return s.srv.dial.connect(ctx, host, b, timeout)
-	})
+	}
+	u, err := s.srv.connect(ctx, host.Site, host.Site.order(dir), s.bound(host.Site, connect))
 	if !watch.Stop() {
 		close(stop)
 		s.conn.SetReadDeadline(past)

@@ -21,6 +21,9 @@ type Options struct {
 	RequestHeadTimeout time.Duration // a request head, from the connection's begin or its own first byte; default 30 s
 	ClientIdleTimeout  time.Duration // between requests; default 5 min, at least 20 min once NTLM or Negotiate was used
 	Connections        int           // 0: no limit
+	// BindingInterval is how often servers of sites with Extended Protection are asked
+	// for their certificate, beside start, reloads and every connection; default 1 min.
+	BindingInterval time.Duration
 	// Dial connects to backends; default: net.Dialer with TCP keep-alive.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -35,6 +38,8 @@ type Server struct {
 	connIDs atomic.Uint64
 	closing atomic.Bool
 	dates   atomic.Pointer[dateLine]
+	// bindings compares certificates for Extended Protection.
+	bindings bindings
 	// ruleHits counts the requests that matched each of attackRules.
 	ruleHits [len(attackRules)]atomic.Uint64
 
@@ -58,12 +63,14 @@ func NewServer(o Options) *Server {
 	def(&o.HelloTimeout, 10*time.Second)
 	def(&o.RequestHeadTimeout, 30*time.Second)
 	def(&o.ClientIdleTimeout, 5*time.Minute)
+	def(&o.BindingInterval, time.Minute)
 	if o.Dial == nil {
 		// Keep-alive probes end connections to a server that vanished.
 		o.Dial = (&net.Dialer{KeepAlive: time.Minute}).DialContext
 	}
 	s := &Server{opts: o, log: o.Logger, debug: o.Logger.GetLevel() <= zerolog.DebugLevel, conns: map[*clientConn]struct{}{}, sites: map[string]*siteState{}, dial: o.Dial}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.bindings = bindings{log: o.Logger, dial: o.Dial, interval: o.BindingInterval, seen: map[serverKey]sighting{}, told: map[pairKey]verdictTold{}}
 	s.table.Store(&Table{})
 	return s
 }
@@ -75,7 +82,11 @@ func (s *Server) SetTable(t *Table) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.adopt(t)
+	if protects := len(protectedPairs(t)) > 0; protects != t.protects {
+		t.protects = protects // not written again to a table in use
+	}
 	s.table.Store(t)
+	s.bindings.watch(t)
 }
 
 // ServeTLS serves TLS connections of ln until Shutdown or an error. name is the
@@ -141,6 +152,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		ln.Close()
 	}
 	s.mu.Unlock()
+	s.bindings.end()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -52,6 +53,8 @@ type Table struct {
 	// TrustedProxies are the peers whose X-Forwarded-For is appended to; everybody
 	// else's is removed.
 	TrustedProxies []netip.Prefix
+
+	protects bool // there is a site with Extended Protection; set by SetTable
 }
 
 // Host is one public name (with its aliases) and what it does.
@@ -61,6 +64,9 @@ type Host struct {
 	// TLS terminates connections for the name; nil: 443 refuses it (never with
 	// another name's certificate).
 	TLS *tls.Config
+	// Leaf returns the certificate that TLS shows now, for Extended Protection; nil
+	// while there is none.
+	Leaf func() *x509.Certificate
 	// Ready tells whether there is a certificate to show yet; until then it is as if
 	// TLS were nil. Nil: there is.
 	Ready func() bool
@@ -85,6 +91,9 @@ type Site struct {
 	Name           string // two sites of one table, passthrough hosts' own included, have two names
 	Backends       []*Backend
 	ConnectTimeout time.Duration // per backend, TCP and TLS each; 0: 5 s
+	// ExtendedProtection says whether a server must have the certificate that clients
+	// see.
+	ExtendedProtection ExtendedProtection
 
 	state atomic.Pointer[siteState]
 }

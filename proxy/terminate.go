@@ -14,7 +14,11 @@ import (
 // terminateTLS finishes the handshake that the peeked hello began, with the
 // host's certificate, and runs the relay loop over it.
 func (s *Server) terminateTLS(ctx context.Context, c *clientConn, host *Host) error {
-	tc := tls.Server(c.conn, host.TLS)
+	conf := host.TLS
+	if c.table.protects {
+		conf, c.shown = present(host)
+	}
+	tc := tls.Server(c.conn, conf)
 	c.conn.SetDeadline(time.Now().Add(s.opts.HelloTimeout))
 	if err := tc.HandshakeContext(ctx); err != nil {
 		c.conn.Close()
@@ -58,7 +62,7 @@ func handshakeHint(err error, h hello) string {
 func (s *Server) relay(ctx context.Context, c *clientConn, conn net.Conn, host *Host) error {
 	client := c.remote.Addr()
 	se := &session{
-		srv: s, conn: conn, raw: c.conn, log: c.log,
+		srv: s, conn: conn, raw: c.conn, log: c.log, shown: c.shown,
 		origin: origin{
 			table: c.table, secure: host != nil, host: host, listener: c.listener,
 			internal: contains(c.table.InternalNetworks, client),

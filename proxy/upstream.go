@@ -120,7 +120,9 @@ func (s *Server) connect(ctx context.Context, site *Site, order []*Backend, conn
 			if ctx.Err() != nil {
 				return nil, errors.Join(errs...)
 			}
-			order[o.try].known(site).unreachable(o.err)
+			if !errors.Is(o.err, errUnbound) {
+				order[o.try].known(site).unreachable(o.err)
+			}
 			hedge.Reset(hedgeAfter)
 		case <-hedge.C:
 		}

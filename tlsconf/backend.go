@@ -20,6 +20,10 @@ type BackendOptions struct {
 	FirstUse  *FirstUse      // accept the key that is remembered; remember the first one
 	Untrusted bool           // accept everything: encrypted, not authenticated
 
+	// ClientCertificate is shown to servers that ask for a certificate, in the handshake or by renegotiation; nil: they get
+	// the answer that there is none.
+	ClientCertificate Source
+
 	// MinVersion and MaxVersion are versions of crypto/tls; 0 is TLS 1.2 and the highest there is.
 	MinVersion, MaxVersion uint16
 	// CipherSuites are those offered up to TLS 1.2. Nil is what crypto/tls thinks safe and, with a MinVersion below TLS 1.2,
@@ -57,8 +61,8 @@ func BackendConfig(o BackendOptions) (*tls.Config, error) {
 		ClientSessionCache: tls.NewLRUClientSessionCache(64),
 		// No post-quantum share towards the inside: it costs time, and old servers stumble over the larger hello.
 		CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384},
-		// IIS asks for client certificates by renegotiation (up to TLS 1.2) once it knows the virtual directory. There is none
-		// to show, and an empty list is the answer that "accept client certificates" is content with. crypto/tls insists
+		// IIS asks for client certificates by renegotiation (up to TLS 1.2) once it knows the virtual directory. If there is
+		// none to show, an empty list is the answer that "accept client certificates" is content with. crypto/tls insists
 		// that the server shows the same certificate again, so what was trusted stays trusted.
 		Renegotiation:               tls.RenegotiateOnceAsClient,
 		DynamicRecordSizingDisabled: true,
@@ -71,6 +75,12 @@ func BackendConfig(o BackendOptions) (*tls.Config, error) {
 	}
 	if c.CipherSuites == nil && c.MinVersion < tls.VersionTLS12 {
 		c.CipherSuites = oldSuites()
+	}
+	if src := o.ClientCertificate; src != nil {
+		// It is shown whatever issuers the server names: it was configured for this very site.
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return src.GetCertificate(nil) }
+		// A resumed session would go on as whoever it began with, also once the certificate has been replaced.
+		c.ClientSessionCache = nil
 	}
 	// VerifyConnection, not VerifyPeerCertificate: that one is not asked when a session is resumed, and a session must not
 	// outlive the trust in the key that it began with.

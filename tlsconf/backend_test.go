@@ -547,6 +547,67 @@ func TestRenegotiationR8_6(t *testing.T) {
 	}
 }
 
+// R-8.6: a server that requires a client certificate, in the handshake or in a renegotiation as IIS does, gets the one that
+// is configured; and the next one when the files have changed.
+func TestClientCertificateR8_6(t *testing.T) {
+	t.Parallel()
+	cert := rsaCert(t)
+	ca := issue(t, "Contoso Clients", nil, isCA)
+	client := func(name string) *issued {
+		return issue(t, name, ca, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })
+	}
+	first, second := client("autodgate-one"), client("autodgate-two")
+	files := []string{
+		"-cert", writeFile(t, tempFile(t, "cas.pem"), certPEM(cert)), "-key", writeFile(t, tempFile(t, "cas.key"), keyPEM(t, cert.key)),
+		"-CAfile", writeFile(t, tempFile(t, "ca.pem"), certPEM(ca)), "-verify_return_error",
+	}
+	for _, how := range [][]string{{"-tls1_3", "-Verify", "1"}, {"-tls1_2", "-Verify", "1"}, {"-tls1_2"}, {"-tls1_1", "-cipher", "ALL:@SECLEVEL=0"}} {
+		renegotiate := how[len(how)-1] != "1"
+		s := startSServer(t, append(append([]string{}, files...), how...)...)
+		w := watch(t, first)
+		o := BackendOptions{ServerName: casName, Pins: []Pin{KeyPin(cert.Certificate)}, ClientCertificate: w.Files}
+		if how[0] == "-tls1_1" {
+			o.MinVersion = tls.VersionTLS11
+		}
+		conf := backendConfig(t, o)
+		for _, name := range []string{"autodgate-one", "autodgate-two"} {
+			if name == "autodgate-two" {
+				writeFile(t, w.cert, certPEM(second))
+				writeFile(t, w.key, keyPEM(t, second.key))
+				w.shows(second)
+			}
+			c, err := tls.Dial("tcp", s.address, conf)
+			if err != nil {
+				t.Fatalf("%v: %v", how, err)
+			}
+			if renegotiate {
+				s.say(t, "before")
+				if got := readLine(t, c); got != "before" {
+					t.Fatalf("%v: %q", how, got)
+				}
+				s.say(t, "R") // renegotiate, and require a certificate
+			}
+			time.AfterFunc(200*time.Millisecond, func() { s.say(t, "after") })
+			if got := readLine(t, c); got != "after" {
+				t.Fatalf("%v: %q\n%s", how, got, s.out.String())
+			}
+			fmt.Fprintln(c, "from "+name)
+			s.until(t, "from "+name)
+			s.until(t, "CN = "+name)
+			c.Close()
+			s.until(t, "DONE")
+		}
+		if n := strings.Count(s.out.String(), "Reused, "); n > 0 {
+			t.Errorf("%v: %d sessions resumed: whoever they began with they would go on as", how, n)
+		}
+	}
+	// Without one, a server that requires it ends the connection.
+	s := startSServer(t, append(files, "-tls1_2", "-Verify", "1")...)
+	if _, err := greet(s.address, backendConfig(t, BackendOptions{ServerName: casName, Pins: []Pin{KeyPin(cert.Certificate)}})); err == nil {
+		t.Error("a server that requires a client certificate took none")
+	}
+}
+
 // sServer is a running `openssl s_server`: lines said to it go to its client, or
 // are commands.
 type sServer struct {

@@ -79,8 +79,12 @@ func checkFiles(w io.Writer, cfg *config.Config) (problems, warnings int) {
 	}
 	silent := &frontDoor{log: zerolog.Nop()}
 	for _, name := range cfg.SiteNames() {
-		if _, err := silent.buildSite(cfg, name); err != nil {
+		_, opened, err := silent.buildSite(cfg, name)
+		if err != nil {
 			fail("%v", err)
+		}
+		if opened != nil {
+			_ = opened.Close()
 		}
 	}
 	if cfg.Mailboxes != nil && cfg.Mailboxes.File != "" {

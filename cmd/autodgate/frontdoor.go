@@ -103,8 +103,12 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 	}
 	sites := map[string]*proxy.Site{}
 	for _, name := range cfg.SiteNames() {
-		if sites[name], err = f.buildSite(cfg, name); err != nil {
+		var opened io.Closer
+		if sites[name], opened, err = f.buildSite(cfg, name); err != nil {
 			return nil, closers, err
+		}
+		if opened != nil {
+			closers = append(closers, opened)
 		}
 	}
 	var answer *autodiscover.Handler
@@ -153,6 +157,7 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 						return nil, closers, err
 					}
 				}
+				h.Leaf = src.Leaf
 				h.Ready = func() bool { return src.Leaf() != nil }
 				h.Policy = strings.Join([]string{hc.Certificate.Source, hc.Certificate.Cert, hc.Certificate.Key, hc.TLS.Profile}, "|")
 				if hc.Certificate.Source != "" {
@@ -175,13 +180,26 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 }
 
 // buildSite makes a site's backends. Verification is on unless the config says
-// otherwise, which is among the warnings that loading it gives.
-func (f *frontDoor) buildSite(cfg *config.Config, name string) (*proxy.Site, error) {
+// otherwise, which is among the warnings that loading it gives. What it has opened,
+// if anything, is the closer's.
+func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, opened io.Closer, err error) {
 	sc := cfg.Sites[name]
-	site := &proxy.Site{Name: name, ConnectTimeout: cfg.Limits.ConnectTimeout}
+	site := &proxy.Site{Name: name, ConnectTimeout: cfg.Limits.ConnectTimeout, ExtendedProtection: protections[sc.Protection()]}
 	options, err := backendTLS(cfg, sc)
 	if err != nil {
-		return nil, fmt.Errorf("site %s: %w", name, err)
+		return nil, nil, fmt.Errorf("site %s: %w", name, err)
+	}
+	if cc := sc.ClientCertificate; cc != nil {
+		files, err := tlsconf.NewFiles(cfg.Path(cc.Cert), cfg.Path(cc.Key), tlsconf.FilesOptions{Log: f.log.With().Str("site", name).Logger()})
+		if err != nil {
+			return nil, nil, fmt.Errorf("site %s: client_certificate: %w", name, err)
+		}
+		options.ClientCertificate, opened = files, files
+		defer func() {
+			if err != nil {
+				_ = files.Close()
+			}
+		}()
 	}
 	for _, s := range sc.Servers {
 		o := options
@@ -193,12 +211,14 @@ func (f *frontDoor) buildSite(cfg *config.Config, name string) (*proxy.Site, err
 		}
 		c, err := tlsconf.BackendConfig(o)
 		if err != nil {
-			return nil, fmt.Errorf("site %s: %w", name, err)
+			return nil, nil, fmt.Errorf("site %s: %w", name, err)
 		}
 		site.Backends = append(site.Backends, &proxy.Backend{Name: s.Host(), Address: s.Address(), Drain: s.Drain, TLS: c})
 	}
-	return site, nil
+	return site, opened, nil
 }
+
+var protections = map[string]proxy.ExtendedProtection{"off": proxy.ProtectionOff, "auto": proxy.ProtectionAuto, "required": proxy.ProtectionRequired}
 
 // backendTLS is what the servers of a site have in common.
 func backendTLS(cfg *config.Config, sc *config.Site) (o tlsconf.BackendOptions, err error) {

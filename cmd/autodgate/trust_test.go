@@ -135,5 +135,20 @@ sites:
 	})
 	trust = ", trust: {pin: [" + pin(certificate) + "]}"
 	f("RSA key exchange by default", noSuite.URL, trust, 502, "no cipher suite in common?")
+	// R-8.6: the site's client certificate, for a server that requires one.
+	dir := t.TempDir()
+	certPEM, keyPEM, err := tlsconf.SelfSignedPEM("autodgate", "autodgate.contoso.local", nil, tlsconf.SelfSignedOptions{Key: tlsconf.ECDSAP256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range map[string][]byte{"client.pem": certPEM, "client.key": keyPEM} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	strict, certificate := trustedServer(t, func(c *tls.Config) { c.ClientAuth = tls.RequireAnyClientCert })
+	strictTrust := ", trust: {pin: [" + pin(certificate) + "]}"
+	f("client certificate required, none configured", strict.URL, strictTrust, 502)
+	f("client certificate", strict.URL, strictTrust+", client_certificate: {cert: "+filepath.Join(dir, "client.pem")+", key: "+filepath.Join(dir, "client.key")+"}", 200)
 	f("RSA key exchange when set", noSuite.URL, trust+`, tls: {ciphers: [TLS_RSA_WITH_AES_128_CBC_SHA]}`, 200)
 }
