@@ -3,7 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
+	"net"
 	"strings"
+	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
@@ -15,7 +17,8 @@ import (
 
 func newCheck() *cobra.Command {
 	var file string
-	var directories bool
+	var directories, live bool
+	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use: "check --config FILE", Short: "Validate a configuration and the files it names",
 		Long: `Validate a configuration: every problem at once, each with its place and what
@@ -26,7 +29,13 @@ With --directories, also print what every bridged host publishes: its virtual
 directories with their paths, who may reach them, their methods, how long client
 and server may be silent, and the largest request body. What is not listed is 404.
 
-Exit status: 0 all is fine, 1 a file is not, 2 the configuration does not load.`,
+With --live, also look at what it leads to, with a line for each finding: every
+server (connection, TLS, trust, version, health pages, and where Extended
+Protection is on whether it has the certificate that clients see), the hosts'
+certificates and addresses, and the servers outside that clients are sent to. It
+needs no login and changes nothing.
+
+Exit status: 0 all is fine, 1 a file or what --live looks at is not, 2 the configuration does not load.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
 			cfg, report, err := readConfig(file)
@@ -34,9 +43,18 @@ Exit status: 0 all is fine, 1 a file is not, 2 the configuration does not load.`
 			if err != nil {
 				return err
 			}
-			problems, warnings := checkFiles(out, cfg)
-			if problems > 0 {
+			problems, warnings := checkFiles(out, cfg, !live)
+			if problems > 0 && !live {
 				return notFine(fmt.Errorf("%s loads, but %s it names cannot be used", file, count(problems, "file")))
+			}
+			if live {
+				p, w := checkLive(cmd.Context(), out, cfg, liveOptions{
+					Dial: (&net.Dialer{}).DialContext, Lookup: net.DefaultResolver.LookupHost, Timeout: timeout,
+				})
+				problems, warnings = problems+p, warnings+w
+				if problems > 0 {
+					return notFine(fmt.Errorf("%s loads, but not all is fine: %s", file, count(problems, "error")))
+				}
 			}
 			if directories {
 				if err := printDirectories(out, cfg); err != nil {
@@ -52,13 +70,16 @@ Exit status: 0 all is fine, 1 a file is not, 2 the configuration does not load.`
 		},
 	}
 	configFlag(cmd, &file)
+	cmd.Flags().BoolVar(&live, "live", false, "also look at the servers, the certificates, DNS and the servers outside")
+	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "with --live: when to stop looking")
 	cmd.Flags().BoolVar(&directories, "directories", false, "print the virtual directories of each bridged host")
 	return cmd
 }
 
 // checkFiles opens what the configuration names, prints what is wrong or doubtful,
 // and returns how much that is.
-func checkFiles(w io.Writer, cfg *config.Config) (problems, warnings int) {
+// Without doubts, those about certificates that can be used are left out.
+func checkFiles(w io.Writer, cfg *config.Config, doubts bool) (problems, warnings int) {
 	fail := func(format string, args ...any) {
 		problems++
 		fmt.Fprintf(w, "error: "+format+"\n", args...)
@@ -68,11 +89,14 @@ func checkFiles(w io.Writer, cfg *config.Config) (problems, warnings int) {
 		if h.Certificate == nil || h.Certificate.Cert == "" {
 			continue
 		}
-		_, doubts, err := tlsconf.LoadFiles(cfg.Path(h.Certificate.Cert), cfg.Path(h.Certificate.Key), append([]string{name}, h.Aliases...))
+		_, found, err := tlsconf.LoadFiles(cfg.Path(h.Certificate.Cert), cfg.Path(h.Certificate.Key), append([]string{name}, h.Aliases...))
 		if err != nil {
 			fail("host %s: %v", name, err)
 		}
-		for _, text := range doubts {
+		if !doubts {
+			found = nil
+		}
+		for _, text := range found {
 			warnings++
 			fmt.Fprintf(w, "warning: host %s: %s\n", name, text)
 		}

@@ -207,7 +207,7 @@ func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, o
 			o.ServerName = sc.ServerName
 		}
 		if sc.Trust.Mode == "first_use" {
-			o.FirstUse = tlsconf.NewFirstUse(filepath.Join(cfg.Path(cfg.Certificates.Storage), "first-use"), name, s.Address(), f.log)
+			o.FirstUse = tlsconf.NewFirstUse(firstUseDir(cfg), name, s.Address(), f.log)
 		}
 		c, err := tlsconf.BackendConfig(o)
 		if err != nil {
@@ -219,6 +219,12 @@ func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, o
 }
 
 var protections = map[string]proxy.ExtendedProtection{"off": proxy.ProtectionOff, "auto": proxy.ProtectionAuto, "required": proxy.ProtectionRequired}
+
+// firstUseDir is where the keys of servers are remembered that are trusted by their
+// first use.
+func firstUseDir(cfg *config.Config) string {
+	return filepath.Join(cfg.Path(cfg.Certificates.Storage), "first-use")
+}
 
 // backendTLS is what the servers of a site have in common.
 func backendTLS(cfg *config.Config, sc *config.Site) (o tlsconf.BackendOptions, err error) {
