@@ -152,3 +152,17 @@ func (s Server) url() *url.URL {
 	}
 	return u
 }
+
+// identification are the response headers that tell which server answered, and in which version (PROXYING.md section 11.5).
+var identification = []string{"X-FEServer", "X-BEServer", "X-CalculatedBETarget", "X-DiagInfo", "X-OWA-Version", "X-AspNet-Version", "X-Powered-By", "Server"}
+
+// HiddenHeaders returns the response headers that clients of the host do not get.
+func (h *Host) HiddenHeaders() []string {
+	switch {
+	case h.HideHeaders == nil:
+		return nil
+	case h.HideHeaders.Known != "":
+		return slices.Clone(identification)
+	}
+	return slices.Clone(h.HideHeaders.Names)
+}

@@ -240,11 +240,11 @@ func TestDefaults(t *testing.T) {
 	want := &Config{
 		Listen: Listen{
 			HTTPS: []string{":443"}, HTTP: []string{":80"}, Admin: "127.0.0.1:9480", IMAPS: []string{}, POP3S: []string{}, Submissions: []string{},
-			ProxyProtocolFrom: []netip.Prefix{}, TrustedProxies: []netip.Prefix{},
+			ProxyProtocolFrom: []netip.Prefix{}, TrustedProxies: []netip.Prefix{}, Multiplexers: []netip.Prefix{},
 		},
 		Certificates: Certificates{Storage: "/var/lib/autodgate"},
 		Hosts: map[string]*Host{"autodiscover.contoso.com": {
-			Redirect: "mail.contoso.com", Aliases: []string{}, TLS: TLS{Profile: "intermediate", ClientAuth: "none"}, Refuse: "alert",
+			Redirect: "mail.contoso.com", Aliases: []string{}, TLS: TLS{Profile: "intermediate", ClientAuth: "none"}, Refuse: "alert", RootRedirect: "/owa/",
 		}},
 		InternalNetworks: []netip.Prefix{},
 		Limits: Limits{
@@ -268,7 +268,7 @@ func TestDefaults(t *testing.T) {
 	// servers are authenticated, and spoken to in TLS that is safe, unless the file says otherwise.
 	want.Sites = map[string]*Site{"hq": {
 		Servers: []Server{{URL: "https://cas01"}}, Trust: Trust{Mode: "verify"},
-		TLS: SiteTLS{MinVersion: "1.2", MaxVersion: "1.3", Ciphers: []string{}},
+		TLS: SiteTLS{MinVersion: "1.2", MaxVersion: "1.3", Ciphers: []string{}}, HostHeader: "preserve",
 	}}
 	if diff := cmp.Diff(want.Sites, c.Sites); diff != "" {
 		t.Errorf("sites (-want +got):\n%s", diff)

@@ -197,7 +197,7 @@ func (d decoder) table(n ast.Node, v reflect.Value, f field, p path) {
 	v.Set(reflect.MakeMap(v.Type()))
 	for key, node := range d.pairs(n, p, kinds[f.mapKey].read) {
 		value := reflect.New(v.Type().Elem()).Elem()
-		d.value(node, value, field{typ: value.Type()}, p.key(key))
+		d.value(node, value, field{typ: value.Type(), kind: f.kind}, p.key(key))
 		v.SetMapIndex(reflect.ValueOf(key), value)
 	}
 }

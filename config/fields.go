@@ -111,7 +111,11 @@ func (f field) about() string {
 	case t.Kind() == reflect.Slice:
 		return "[" + f.element().about() + ", …]"
 	case t.Kind() == reflect.Map:
-		return "{" + kinds[f.mapKey].about + ": …}"
+		value := "…"
+		if f.kind != "" {
+			value = kinds[f.kind].about
+		}
+		return "{" + kinds[f.mapKey].about + ": " + value + "}"
 	}
 	fields := fieldsOf(t)
 	var forms []string

@@ -45,6 +45,10 @@ const (
 	RuleStorage       Rule = "storage"
 	RuleEmail         Rule = "email"
 	RulePin           Rule = "pin"
+	RuleHostMapName   Rule = "host-map-name"
+	RuleRootRedirect  Rule = "root-redirect"
+	RuleHeaderName    Rule = "header-name"
+	RuleHeaderNeeded  Rule = "header-needed" // hidden, and clients act upon it
 	RuleCipher        Rule = "cipher"
 	RuleVdirName      Rule = "vdir-name"
 	RuleVdirPath      Rule = "vdir-path"
@@ -84,6 +88,9 @@ const (
 	RuleTrustForm        Rule = "trust-form"
 	RuleTrustConflict    Rule = "trust-conflict"
 	RuleSiteTLS          Rule = "site-tls"
+	RuleHostMapLoop      Rule = "host-map-loop"     // what a name is mapped to is mapped itself
+	RuleHostMapUnserved  Rule = "host-map-unserved" // what a name is mapped to is no host here
+	RuleMultiplexers     Rule = "multiplexers"      // trusted proxies of which it is not said
 	RuleUntrustedCerts   Rule = "untrusted-certs"
 	RuleDomainKeyUnused  Rule = "domain-key-unused" // a key its mode has no use for
 	RuleDomainURL        Rule = "domain-url"

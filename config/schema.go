@@ -115,7 +115,7 @@ func (s *schema) value(f field) object {
 	case t.Kind() == reflect.Slice:
 		return object{{"type", "array"}, {"items", s.value(f.element())}}
 	case t.Kind() == reflect.Map:
-		return object{{"type", "object"}, {"additionalProperties", s.value(field{typ: t.Elem()})}}
+		return object{{"type", "object"}, {"additionalProperties", s.value(field{typ: t.Elem(), kind: f.kind})}}
 	case isStruct(t):
 		s.define(t)
 		return object{{"$ref", "#/$defs/" + t.Name()}}

@@ -54,6 +54,9 @@ type Listen struct {
 	// The proxies in front: the client is the one that their X-Forwarded-For names, and the header is continued. Everybody
 	// else's X-Forwarded-* headers are removed.
 	TrustedProxies []netip.Prefix `yaml:"trusted_proxies" default:"[]" example:"[10.0.0.0/8]"`
+	// Who sends requests of several users over one connection, as CDNs and most reverse proxies do. NTLM and Negotiate log in
+	// a connection, so from there they do not get through, and are not offered.
+	Multiplexers []netip.Prefix `yaml:"multiplexers" default:"[]" example:"[192.0.2.0/24]"`
 }
 
 // Certificates says where certificates come from when they are not files.
@@ -132,6 +135,10 @@ type Host struct {
 	// mapi, rpc, oab, autodiscover, activesync, powershell, exchange, public, exchweb, api, …), or a path prefix that
 	// begins with `/`.
 	VirtualDirectories map[string]*VirtualDirectory `yaml:"virtual_directories" key:"vdir" example:"{ecp: internal}"`
+	// Where GET / leads: a path that is published; elsewhere it stays 404. `""` switches it off.
+	RootRedirect string `yaml:"root_redirect" kind:"rootpath" off:"true" default:"/owa/"`
+	// Which headers of the servers' responses are kept from clients.
+	HideHeaders *HideHeaders `yaml:"hide_headers" example:"identification"`
 	// Hellos without a name land here: on every https listener (true), or on the listed ones. Hellos with an unknown
 	// name are always refused.
 	Default Default `yaml:"default" default:"false"`
@@ -168,6 +175,9 @@ type TLS struct {
 type VirtualDirectory struct {
 	// `publish` it to everybody, keep it `internal` (only internal_networks), or `deny` it.
 	Access string `yaml:"access" form:"scalar" enum:"publish,internal,deny" example:"publish"`
+	// Offer no NTLM and Negotiate to clients outside internal_networks, and take none. Under mapi and rpc only where the
+	// servers offer Basic too.
+	BasicOnly bool `yaml:"basic_only" default:"false"`
 	// Let requests with `Upgrade` (WebSocket) through.
 	Upgrade bool `yaml:"upgrade" default:"false"`
 	// The methods that are let through. Without it: those of the directory's protocol, and in a directory that has none
@@ -179,6 +189,15 @@ type VirtualDirectory struct {
 	ResponseTimeout time.Duration `yaml:"response_timeout" example:"10m"`
 	// The largest request body; what is larger is answered with 413. Exchange has limits of its own.
 	MaxBody Size `yaml:"max_body" default:"none" example:"64MiB"`
+}
+
+// HideHeaders is which headers of the servers' responses are kept from clients.
+type HideHeaders struct {
+	// `identification` stands for those that tell a server's name and versions: X-FEServer, X-BEServer, X-CalculatedBETarget,
+	// X-DiagInfo, X-OWA-Version, X-AspNet-Version, X-Powered-By and Server.
+	Known string `form:"scalar" enum:"identification"`
+	// These headers. What clients need is refused.
+	Names []string `form:"sequence" kind:"header"`
 }
 
 // Passthrough is where a connection goes that is not decrypted: to a site's servers, or to the listed backends.
@@ -220,6 +239,11 @@ type Site struct {
 	AllowInternalUntrustedCerts bool `yaml:"allow_internal_untrusted_certs" default:"false"`
 	// The name sent to the servers as SNI and looked for in their certificates, when it is not the host of their URL.
 	ServerName string `yaml:"server_name" kind:"host" example:"mail.contoso.com"`
+	// What the servers call themselves, with or without a port, and the public name that clients get to see instead: in
+	// redirects and cookies, and in Autodiscover answers. No other name is touched.
+	HostMap map[string]string `yaml:"host_map" key:"authority" kind:"publicname" example:"{cas01.contoso.local: mail.contoso.com}"`
+	// The Host header for the servers: `preserve` the client's, the `backend`'s own name, or the name given here.
+	HostHeader string `yaml:"host_header" kind:"hostheader" default:"preserve"`
 	// Which TLS is spoken with the servers, when it is not what is safe.
 	TLS SiteTLS `yaml:"tls"`
 	// The Exchange version: presets for affinity, health pages and timeouts.

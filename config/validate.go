@@ -96,6 +96,11 @@ func (v validator) listen() {
 				"the admin listener %s can be reached from other machines, and it asks for no login", admin)
 		}
 	}
+	if len(v.c.Listen.TrustedProxies) > 0 && !v.has(p.key("multiplexers")) {
+		// An empty list says it as well: it is the administrator's word that they keep clients apart.
+		v.warn(p.key("trusted_proxies"), RuleMultiplexers, "multiplexers: with those of them that do; or multiplexers: [] if each connection of theirs belongs to one client",
+			"it is not said whether these proxies send requests of several clients over one connection: if they do, NTLM and Negotiate give one user the mailbox of another")
+	}
 	for key, list := range map[string][]netip.Prefix{"proxy_protocol_from": v.c.Listen.ProxyProtocolFrom, "trusted_proxies": v.c.Listen.TrustedProxies} {
 		for i, prefix := range list {
 			if prefix.IsValid() && prefix.Bits() == 0 {

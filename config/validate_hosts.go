@@ -91,7 +91,7 @@ func (v validator) mode(name string, h *Host, mode Mode) {
 	}
 	switch mode {
 	case ModePassthrough:
-		for _, k := range v.given(p, "certificate", "virtual_directories", "tls") {
+		for _, k := range v.given(p, "certificate", "virtual_directories", "tls", "root_redirect", "hide_headers") {
 			v.failKey(p.key(k), RulePassthroughTLS, "the host without "+k+", or with site instead of passthrough",
 				"%s has no effect here: a passthrough connection is not decrypted", k)
 		}
@@ -104,7 +104,7 @@ func (v validator) mode(name string, h *Host, mode Mode) {
 		}
 		v.site(p.key("passthrough"), h.Passthrough.Site)
 	case ModeRedirect:
-		unused("a redirect host publishes nothing", "virtual_directories")
+		unused("a redirect host publishes nothing", "virtual_directories", "root_redirect", "hide_headers")
 		if v.has(p.key("certificate")) {
 			unused("with a certificate the name is not refused", "refuse")
 		} else {
@@ -116,7 +116,7 @@ func (v validator) mode(name string, h *Host, mode Mode) {
 		}
 		v.redirect(name, h)
 	case ModeAnswer:
-		unused("an answer host publishes nothing but Autodiscover", "virtual_directories")
+		unused("an answer host publishes nothing but Autodiscover", "virtual_directories", "root_redirect", "hide_headers")
 		unused("it is about redirect hosts without certificate", "refuse")
 		v.needCertificate(p)
 		if len(v.c.Domains) == 0 && !v.bad(path{"domains"}) {

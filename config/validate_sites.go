@@ -1,5 +1,7 @@
 package config
 
+import "strings"
+
 var sitesPath = path{"sites"}
 
 func (v validator) sites() {
@@ -10,6 +12,7 @@ func (v validator) sites() {
 		v.trust(p, s)
 		v.siteTLS(p.key("tls"), s.TLS)
 		v.protection(name, s)
+		v.hostMap(p.key("host_map"), s)
 		if s.AllowInternalUntrustedCerts {
 			v.warn(p.key("allow_internal_untrusted_certs"), RuleUntrustedCerts, "trust: {ca: FILE} with the CA of the servers, {pin: [sha256/…]} with their keys, or first_use",
 				"THE SERVERS OF SITE %s ARE NOT AUTHENTICATED: whoever answers at their addresses reads every password and mailbox that passes", name)
@@ -92,5 +95,24 @@ func (v validator) trust(p path, s *Site) {
 	given := v.given(q, "ca", "pin")
 	if len(given) != 1 || given[0] == "pin" && len(s.Trust.Pin) == 0 && !v.bad(q.key("pin")) {
 		v.fail(q, RuleTrustForm, "verify, first_use, {ca: FILE} or {pin: [sha256/…]}", "it is not clear what the certificates are held against")
+	}
+}
+
+// hostMap checks where the names lead. Each is mapped once, so that what it is mapped to must be meant for clients.
+func (v validator) hostMap(p path, s *Site) {
+	owners := v.owners()
+	for _, internal := range sortedKeys(s.HostMap) {
+		q, external := p.key(internal), s.HostMap[internal]
+		if external == "" || v.bad(q) {
+			continue
+		}
+		if _, ok := s.HostMap[external]; ok {
+			v.fail(q, RuleHostMapLoop, "the name that clients are to see in the end", "%s is mapped itself", external)
+			continue
+		}
+		name, _, _ := strings.Cut(external, ":")
+		if _, ok := owners[name]; !ok {
+			v.warn(q, RuleHostMapUnserved, "a name or an alias under hosts, unless another machine serves it", "clients are sent to %s, which is no host here", name)
+		}
 	}
 }

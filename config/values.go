@@ -59,6 +59,11 @@ var kinds = map[string]kind{
 	"pin":          {read: readPin, about: "sha256/base64", pattern: "^(cert-)?sha256/[A-Za-z0-9+/]{43}=$"},
 	"cipher":       {read: readCipher, about: "cipher suite", pattern: "^TLS_[A-Z0-9]+_WITH_[A-Z0-9_]+$"},
 	"method":       {read: readMethod, about: "method", pattern: "^[A-Z][A-Z_-]*$"},
+	"authority":    {read: readAuthority, about: "name[:port]", pattern: "^[^/@]+$"},
+	"publicname":   {read: readPublicName, about: "host name[:port]", pattern: "^[^/@]+$"},
+	"hostheader":   {read: readHostHeader, about: "preserve, backend or host name", pattern: "^[^/@:]+$"},
+	"rootpath":     {read: readRootPath, about: "path", pattern: "^(/.*)?$"},
+	"header":       {read: readHeader, about: "header", pattern: "^[-!#$%&'*+.^_`|~0-9A-Za-z]+$"},
 	"mailboxfile":  {read: readMailboxFile, about: "file", pattern: `\.([yY][aA]?[mM][lL]|[cC][sS][vV])$`},
 	"":             {read: readPlain, about: "text"},
 }
@@ -477,4 +482,80 @@ func readPrefix(s string) (netip.Prefix, *fault) {
 		return p, faultf(RulePrefix, p.Masked().String()+", or "+p.Addr().String()+" for the one address", "%q is an address, not the beginning of a network", s)
 	}
 	return p, nil
+}
+
+// readAuthority reads the key of a host map: a name or an address, and a port where it is not the scheme's own.
+func readAuthority(s string) (string, *fault) {
+	return readNamePort(s, readHostOrIP, "cas01.contoso.local or cas01.contoso.local:444")
+}
+
+// readPublicName reads what a host map leads to.
+func readPublicName(s string) (string, *fault) { return readNamePort(s, readHost, "mail.contoso.com") }
+
+func readNamePort(s string, readName func(string) (string, *fault), example string) (string, *fault) {
+	name, port, err := net.SplitHostPort(s)
+	if strings.ContainsAny(s, "/?#@") {
+		name = s
+	} else if err != nil {
+		name, port = strings.TrimSuffix(strings.TrimPrefix(s, "["), "]"), ""
+	} else if _, ok := readPort(port, 1); !ok {
+		return "", faultf(RuleHostMapName, "a port from 1 to 65535", "%q is not a port", port)
+	}
+	host, f := readName(name)
+	switch {
+	case f != nil:
+		return "", faultf(RuleHostMapName, "a name with or without a port, such as "+example, "%q is not such a name", s)
+	case port != "":
+		return net.JoinHostPort(host, port), nil
+	case strings.Contains(host, ":"):
+		return "[" + host + "]", nil
+	}
+	return host, nil
+}
+
+func readHostHeader(s string) (string, *fault) {
+	if s == "preserve" || s == "backend" {
+		return s, nil
+	}
+	return readHost(s)
+}
+
+// readRootPath reads a path on the same host: a second slash would make the first label behind it a host.
+func readRootPath(s string) (string, *fault) {
+	if !strings.HasPrefix(s, "/") || strings.Contains(s, "//") || s == "/" ||
+		strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c >= 0x7f || strings.ContainsRune(`%;\?#"<>^{|}`+"`", c) }) {
+		return "", faultf(RuleRootRedirect, `a path such as /owa/, or "" for none`, "%q is not a path that / can lead to", s)
+	}
+	for segment := range strings.SplitSeq(s, "/") {
+		if segment != "" && strings.Trim(segment, ".") == "" {
+			return "", faultf(RuleRootRedirect, `a path such as /owa/, or "" for none`, "%q holds %s as a segment", s, segment)
+		}
+	}
+	return s, nil
+}
+
+// neededHeaders are headers that clients of Exchange act upon, or that frame, authenticate or describe a response. A name
+// that ends in - stands for all that begin with it.
+var neededHeaders = []string{
+	"content-", "transfer-encoding", "connection", "keep-alive", "trailer", "upgrade", "te", "vary", "date", "age", "expires", "cache-control", "pragma",
+	"etag", "last-modified", "accept-ranges", "allow", "public", "dav", "location", "refresh", "retry-after", "set-cookie", "www-authenticate",
+	"authentication-info", "persistent-auth", "proxy-support", "strict-transport-security", "x-content-type-options", "x-frame-options", "access-control-",
+	"ms-", "x-ms-", "x-owa-", "x-soap-enabled", "x-wssecurity-", "x-oauth-enabled", "x-requesttype", "x-responsecode", "x-requestid", "x-clientinfo",
+	"x-serverapplication", "x-expirationinfo", "x-pendingperiod", "x-starttime", "x-elapsedtime", "request-id", "client-request-id", "jsonerror",
+}
+
+// readHeader reads the name of a header that may be hidden.
+func readHeader(s string) (string, *fault) {
+	lower := strings.ToLower(s)
+	if strings.ContainsFunc(s, func(c rune) bool {
+		return c >= 0x7f || c <= ' ' || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c)
+	}) {
+		return "", faultf(RuleHeaderName, "the name of a header, such as X-Powered-By", "%q is not the name of a header", s)
+	}
+	for _, needed := range neededHeaders {
+		if (lower == needed || strings.HasSuffix(needed, "-") && strings.HasPrefix(lower, needed)) && lower != "x-owa-version" {
+			return "", faultf(RuleHeaderNeeded, "the list without it", "clients need %s", s)
+		}
+	}
+	return s, nil
 }

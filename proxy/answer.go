@@ -40,9 +40,9 @@ func (s *session) answer(ctx context.Context, rt route) (keep bool, err error) {
 			header["Allow"] = []string{strings.Join(rt.allow, ", ")}
 		}
 	case actRedirect:
-		// 302 and no-store: a 301 outlives the day the target moves (AUTODISCOVER.md
-		// section 1.3).
-		status, header = http.StatusFound, http.Header{"Location": {rt.location}, "Cache-Control": {"no-store"}}
+		// 302, and not to be kept: a 301 outlives the day the target moves
+		// (AUTODISCOVER.md section 1.3).
+		status, header = http.StatusFound, http.Header{"Location": {rt.location}, "Cache-Control": {"no-cache, no-store"}}
 	case actHandler:
 		status, header, body = s.callHandler(ctx, rt.handler, rb)
 	}

@@ -16,6 +16,8 @@ type siteState struct {
 	mu       sync.Mutex
 	next     int                      // whose turn it is among the fit backends
 	backends map[string]*backendState // by address
+
+	basicMissing atomic.Bool // it is logged that basic_only finds no Basic here
 }
 
 // backendState is what is known about a backend beyond the table it stands in.

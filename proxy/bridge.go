@@ -38,8 +38,10 @@ type exchange struct {
 	bodyErr  error         // why the body did not get through; valid after ended
 	writeErr error         // why the head did not get through
 
-	hasBody       bool // the request has a body
-	wroteContinue bool // 100 Continue was sent to the client
+	edit          *responseEdit // what changes in response heads; nil: nothing
+	rewrite       bool          // the answer is an Autodiscover document whose names change
+	hasBody       bool          // the request has a body
+	wroteContinue bool          // 100 Continue was sent to the client
 }
 
 // Times and sizes of an exchange.
@@ -76,6 +78,13 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 	// h2c would let a client speak past our routing, also as one of several.
 	fw.upgrade = rt.vdir.Upgrade && s.head.upgrade && s.head.minor > 0 && s.head.upgradeTo != "" && !s.head.hasBody() &&
 		!strings.Contains(strings.ToLower(s.head.upgradeTo), "h2c")
+	_, document := autodiscoverFile(rt.path)
+	rewrite := document && rt.host.Site.HostMap != nil && s.origin.table.RewriteAnswer != nil
+	var destinations []string
+	if fw.whole = rewrite; rt.host.Site.renames() {
+		fw.rename = true
+		destinations = s.head.values("Destination")
+	}
 	// Put together before anything else is read: the head's fields are in the buffer.
 	s.out = appendRequestHead(s.out[:0], &s.head, rt.target, fw)
 	up, err := s.upstream(ctx, rt)
@@ -96,7 +105,13 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 	if s.head.identity && !up.identity {
 		s.ups.belongs(up)
 	}
-	x := &exchange{begin: time.Now(), s: s, up: up, vdir: rt.vdir, body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody(), bodyBy: s.formTime(&rt)}
+	if fw.rename {
+		s.out = insertNames(s.out, rt.host.Site.hostFor(up.backend), destinations, func(name string) bool { return s.origin.table.Hosts[name] == rt.host })
+	}
+	x := &exchange{
+		begin: time.Now(), s: s, up: up, vdir: rt.vdir, edit: s.responseEdit(rt, up.backend), rewrite: rewrite,
+		body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody(), bodyBy: s.formTime(&rt),
+	}
 	wholeBody, err := x.sendHead()
 	if err != nil {
 		return s.failed(ctx, x, err)
@@ -173,7 +188,7 @@ func (x *exchange) respond(ctx context.Context, upgrade bool) (keep bool, err er
 			}
 			x.wroteContinue = true
 		}
-		s.out = appendResponseHead(s.out[:0], &s.resp, "", true)
+		s.out = appendResponseHead(s.out[:0], &s.resp, "", true, x.edit)
 		if err := s.write(s.out, x.vdir.RequestIdle); err != nil {
 			return x.abandon(err)
 		}
@@ -194,9 +209,19 @@ func (x *exchange) respond(ctx context.Context, upgrade bool) (keep bool, err er
 func (x *exchange) sendResponse(ctx context.Context) (keep bool, err error) {
 	s := x.s
 	rb := responseBody(&s.resp, s.head.method, &x.up.in)
+	lasts := rb.kind != untilClose
+	var document []byte
+	if x.rewrite && s.resp.status == http.StatusOK && !rb.done {
+		if contentType, ok := s.resp.documentType(); ok {
+			if document, err = x.readDocument(&rb, contentType); err != nil {
+				return s.failed(ctx, x, err)
+			}
+			rb = body{done: true}
+		}
+	}
 	chunked := rb.kind == chunkedBody
 	deframe := chunked && s.head.minor == 0 // HTTP/1.0 knows no chunks: end by closing
-	keep = x.writeErr == nil && s.head.persistent() && s.resp.persistent() && rb.kind != untilClose && !deframe && !s.srv.closing.Load()
+	keep = x.writeErr == nil && s.head.persistent() && s.resp.persistent() && lasts && !deframe && !s.srv.closing.Load()
 	if keep && x.tooMuchLeft() {
 		keep = false // announced, so that the client need not guess
 	}
@@ -207,7 +232,11 @@ func (x *exchange) sendResponse(ctx context.Context) (keep bool, err error) {
 	case s.head.minor == 0:
 		connection = "keep-alive"
 	}
-	s.out = appendResponseHead(s.out[:0], &s.resp, connection, deframe)
+	if x.edit != nil {
+		x.edit.decideLogins(s, x.vdir)
+	}
+	s.out = appendResponseHead(s.out[:0], &s.resp, connection, deframe, x.edit)
+	s.out = append(s.out, document...)
 	headSent := false
 	for {
 		for len(s.out) < coalesce && !rb.done {

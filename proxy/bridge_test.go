@@ -392,7 +392,7 @@ func TestRequestIsRelayedAsSent(t *testing.T) {
 		"Proxy-Connection: close\r\nProxy-Authorization: x\r\nX-Forwarded-For: 6.6.6.6\r\nx_forwarded_host: evil\r\nFORWARDED: for=1\r\nfront_end_https: On\r\n"+
 		"X-Real-IP: 1\r\nClient-Cert: x\r\nClient-Cert-Chain: x\r\nX-ARR-SSL: x\r\nX-SSL-Cipher: x\r\nX-MapiHttpCapability: 1\r\n\r\n",
 		"GET /owa/ HTTP/1.1\r\nx-A:1\r\nHost: MAIL.contoso.com.:443\r\nX_under-score: 2 \r\nAuthorization: Bearer\r\nX-User-Identity: pat@contoso.com\r\nX-MapiHttpCapability: 1\r\n"+added)
-	f1("GET https://mail.contoso.com/owa/?a HTTP/1.1\r\nHost: other.example\r\nA: b\r\n\r\n",
+	f1("GET https://mail.contoso.com/owa/?a HTTP/1.1\r\nHost: legacy.contoso.com\r\nA: b\r\n\r\n",
 		"GET /owa/?a HTTP/1.1\r\nHost: mail.contoso.com\r\nA: b\r\n"+added)
 	f1("POST /owa/ HTTP/1.1\r\nHost: mail.contoso.com\r\n\r\n", // http.sys would answer 411
 		"POST /owa/ HTTP/1.1\r\nHost: mail.contoso.com\r\nContent-Length: 0\r\n"+added)

@@ -133,6 +133,8 @@ type forwarding struct {
 	trusted bool // the peer is a trusted proxy: its X-Forwarded-For is continued
 	host    string
 	upgrade bool // the Upgrade of this request is forwarded
+	rename  bool // Host and Destination are left out: insertNames brings them
+	whole   bool // the answer is to be read here: no part of it, and not compressed
 }
 
 // appendRequestHead appends the head a backend gets: the client's lines in their
@@ -143,7 +145,7 @@ func appendRequestHead(dst []byte, h *requestHead, target string, fw forwarding)
 	dst = append(dst, ' ')
 	dst = append(dst, target...)
 	dst = append(dst, " HTTP/1.1\r\n"...)
-	if h.absolute || h.authority == "" {
+	if !fw.rename && (h.absolute || h.authority == "") {
 		// RFC 9112 section 3.2.2: the target's authority replaces what Host says.
 		dst = append(dst, "Host: "...)
 		if h.authority != "" {
@@ -158,6 +160,10 @@ func appendRequestHead(dst []byte, h *requestHead, target string, fw forwarding)
 		f := &h.fields[i]
 		switch {
 		case h.absolute && f.is("Host"), h.minor == 0 && f.is("Expect"):
+			continue
+		case fw.rename && (f.is("Host") || f.is("Destination")):
+			continue
+		case fw.whole && (f.is("Accept-Encoding") || f.is("Range") || f.is("If-Range")):
 			continue
 		case dropped(f, h.nominated):
 			continue
@@ -175,6 +181,9 @@ func appendRequestHead(dst []byte, h *requestHead, target string, fw forwarding)
 	if !h.chunked && h.contentLength < 0 && needsLength(h.method) {
 		// http.sys answers 411 to a POST that says nothing of its body.
 		dst = append(dst, "Content-Length: 0\r\n"...)
+	}
+	if fw.whole {
+		dst = append(dst, "Accept-Encoding: identity\r\n"...)
 	}
 	if fw.upgrade {
 		dst = append(dst, "Connection: Upgrade\r\nUpgrade: "...)
@@ -218,8 +227,9 @@ func needsLength(method string) bool {
 // appendResponseHead appends the head the client gets: status, reason phrase and
 // lines as the backend sent them, less what speaks of the backend's connection
 // only. connection is our own Connection option, "" for none. dropFraming removes
-// Content-Length and Transfer-Encoding where the framing changes.
-func appendResponseHead(dst []byte, h *responseHead, connection string, dropFraming bool) []byte {
+// Content-Length and Transfer-Encoding where the framing changes. edit is what else
+// changes, nil for nothing.
+func appendResponseHead(dst []byte, h *responseHead, connection string, dropFraming bool, edit *responseEdit) []byte {
 	dst = append(dst, "HTTP/1.1 "...)
 	dst = append(dst, h.statusLine...)
 	dst = append(dst, "\r\n"...)
@@ -228,7 +238,16 @@ func appendResponseHead(dst []byte, h *responseHead, connection string, dropFram
 		if dropped(f, h.nominated) && !(connection == "Upgrade" && f.is("Upgrade")) || dropFraming && (f.is("Transfer-Encoding") || f.is("Content-Length")) {
 			continue
 		}
+		if edit != nil {
+			dst = edit.appendField(dst, f, &h.framing)
+			continue
+		}
 		dst = appendField(dst, f, &h.framing)
+	}
+	if edit != nil && edit.whole {
+		dst = append(dst, "Content-Length: "...)
+		dst = strconv.AppendInt(dst, h.contentLength, 10)
+		dst = append(dst, "\r\n"...)
 	}
 	if connection != "" {
 		dst = append(dst, "Connection: "...)

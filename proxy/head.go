@@ -64,6 +64,7 @@ type requestHead struct {
 	authority string // Host, or the authority of an absolute form; "" if there was none
 	hostName  string // canonical, without port
 	absolute  bool   // the target was absolute: its authority replaces Host (RFC 9112 section 3.2.2)
+	replaced  string // absolute: the name in the Host that is replaced; "" if there was none
 	fields    []field
 	expect100 bool
 	upgradeTo string
@@ -124,8 +125,12 @@ func parseRequestHead(data []byte, h *requestHead) error {
 			if len(f.value) == 0 {
 				return malformed("empty Host header")
 			}
-			if _, err := authorityName(string(f.value)); err != nil {
+			name, err := authorityName(string(f.value))
+			if err != nil {
 				return err
+			}
+			if h.absolute {
+				h.replaced = name
 			}
 		case f.is("Expect"):
 			if h.minor == 0 {
@@ -392,9 +397,23 @@ func parseDecimal(v []byte) (int64, bool) {
 // bindsConnection tells whether an Authorization value is of a scheme that makes
 // the connection, not the request, belong to a user.
 func bindsConnection(value []byte) bool {
-	scheme, _, _ := bytes.Cut(value, []byte(" "))
-	return bytes.EqualFold(scheme, []byte("NTLM")) || bytes.EqualFold(scheme, []byte("Negotiate")) ||
-		bytes.EqualFold(scheme, []byte("Nego2"))
+	n := 0
+	for n < len(value) && tokenChars[value[n]] {
+		n++
+	}
+	switch scheme := value[:n]; n {
+	case 4:
+		return equalFold(scheme, "NTLM")
+	case 5:
+		return equalFold(scheme, "Nego2")
+	case 7:
+		return equalFold(scheme, "CredSSP") // remote PowerShell has these two
+	case 8:
+		return equalFold(scheme, "Kerberos")
+	case 9:
+		return equalFold(scheme, "Negotiate")
+	}
+	return false
 }
 
 // challengesConnection tells whether a response asks for a login that is one of
@@ -459,4 +478,14 @@ func isFieldValue(s []byte) bool {
 		}
 	}
 	return true
+}
+
+// values returns the values of the fields of a name.
+func (h *requestHead) values(name string) (all []string) {
+	for i := range h.fields {
+		if f := &h.fields[i]; f.is(name) {
+			all = append(all, string(f.value))
+		}
+	}
+	return all
 }

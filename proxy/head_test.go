@@ -141,7 +141,7 @@ func FuzzResponseHead(f *testing.F) {
 		if parseResponseHead(head, &h) != nil {
 			return
 		}
-		out := appendResponseHead(nil, &h, "", false)
+		out := appendResponseHead(nil, &h, "", false, nil)
 		var again responseHead
 		if err := parseResponseHead(out, &again); err != nil {
 			t.Fatalf("relayed head %q: %v", out, err)

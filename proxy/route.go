@@ -32,6 +32,8 @@ type route struct {
 	// target is what the backend is asked for: the raw request target, except for
 	// autodiscover.json, which is rebuilt (see v2Target).
 	target string
+	// requestOnly: only logins of single requests get through.
+	requestOnly bool
 }
 
 func refuse(status int, why string) route {
@@ -45,6 +47,9 @@ type origin struct {
 	host     *Host  // secure: the host of the SNI, or the listener's default
 	listener string // for the default host
 	internal bool   // the client is in an internal network
+	// multiplexed: the peer sends requests of several users over the connection
+	//
+	multiplexed bool
 }
 
 // routeRequest decides what to do with a request. It is pure: the same head on
@@ -93,6 +98,13 @@ func findHost(o origin, h *requestHead) (*Host, *route) {
 		return def, nil
 	}
 	host := o.table.Hosts[h.hostName]
+	if o.secure && h.replaced != "" {
+		// The target's authority counts, and Host does not go further; but who sends two
+		// names means one of them for somebody else to read.
+		if other := o.table.Hosts[h.replaced]; other == nil || !other.sharesConnection(o.host) {
+			return no(http.StatusMisdirectedRequest, "Host is not a name of this connection, unlike the request target")
+		}
+	}
 	switch {
 	case !o.secure && host == nil:
 		return no(http.StatusNotFound, "unknown host")
@@ -100,10 +112,16 @@ func findHost(o origin, h *requestHead) (*Host, *route) {
 		return host, nil
 	case host == nil:
 		return no(http.StatusMisdirectedRequest, "unknown host")
-	case !host.certified() || host.Policy == "" || host.Policy != o.host.Policy:
+	case !host.sharesConnection(o.host):
 		return no(http.StatusMisdirectedRequest, "host has another certificate or policy than the connection's name")
 	}
 	return host, nil
+}
+
+// sharesConnection tells whether the host may be asked for over a connection that
+// was made for the other.
+func (h *Host) sharesConnection(other *Host) bool {
+	return h == other || h.certified() && h.Policy != "" && h.Policy == other.Policy
 }
 
 // routeSecure routes a request that came over TLS we terminated.
@@ -123,6 +141,11 @@ func routeSecure(o origin, host *Host, h *requestHead, path, query string) route
 func routeBridge(o origin, host *Host, h *requestHead, path, query string) route {
 	if path == "*" {
 		return refuse(http.StatusNotFound, "OPTIONS * is not published")
+	}
+	if path == "/" && host.RootRedirect != "" {
+		if r, ok := redirectRoot(o, host, h); ok {
+			return r
+		}
 	}
 	vdir := findDirectory(host.VirtualDirectories, path)
 	if vdir == nil || !vdir.open(o.internal, path) {
@@ -158,6 +181,12 @@ func routeBridge(o origin, host *Host, h *requestHead, path, query string) route
 		return r
 	}
 	r := route{action: actBridge, vdir: vdir, path: path, target: h.target, rule: rule}
+	if why := refusesLogin(o, vdir, h); why != "" {
+		r := refuse(http.StatusForbidden, why)
+		r.vdir = vdir
+		return r
+	}
+	r.requestOnly = o.multiplexed || vdir.BasicOnly && !o.internal
 	if suffix, ok := underV2(path); ok {
 		if h.method != "GET" && h.method != "HEAD" {
 			r := refuse(http.StatusMethodNotAllowed, "autodiscover.json: only GET and HEAD")
@@ -173,6 +202,55 @@ func routeBridge(o origin, host *Host, h *requestHead, path, query string) route
 		r.target = target
 	}
 	return r
+}
+
+// refusesLogin says why a login of the connection does not get through to a
+// server; "" if it does, or there is none. A multiplexer would give it to whoever
+// comes next on the connection. In a directory with BasicOnly nobody was
+// offered it, except where a server has nothing else for clients that know
+// nothing else.
+func refusesLogin(o origin, vdir *VirtualDirectory, h *requestHead) string {
+	switch {
+	case !h.identity:
+		return ""
+	case o.multiplexed:
+		return "NTLM or Negotiate over a multiplexer, which would share the login among its users"
+	case vdir.BasicOnly && !o.internal && !vdir.windowsLogin():
+		return "NTLM or Negotiate in " + vdir.Name + ", which is basic_only"
+	}
+	return ""
+}
+
+// windowsLogin tells whether clients of the directory may know no other login
+// than NTLM and Negotiate: MAPI over HTTP and Outlook Anywhere.
+func (v *VirtualDirectory) windowsLogin() bool {
+	for _, p := range v.Prefixes {
+		for _, root := range []string{"/mapi", "/rpc", "/rpcwithcert"} {
+			if p == root || strings.HasPrefix(p, root+"/") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// redirectRoot leads who asks for nothing but the host to its start page, if that
+// is published to them. The Location has no host: the client knows best by
+// which name and port it came.
+func redirectRoot(o origin, host *Host, h *requestHead) (route, bool) {
+	asked, _, _ := strings.Cut(h.target, "?")
+	if asked != "/" || h.method != "GET" && h.method != "HEAD" {
+		return route{}, false
+	}
+	to, err := canonicalPath(host.RootRedirect)
+	if err != nil {
+		return route{}, false
+	}
+	vdir := findDirectory(host.VirtualDirectories, to)
+	if vdir == nil || !vdir.open(o.internal, to) {
+		return route{}, false
+	}
+	return route{action: actRedirect, location: host.RootRedirect, vdir: vdir}, true
 }
 
 // routePlain routes a request that came in clear.

@@ -53,9 +53,21 @@ type Table struct {
 	// TrustedProxies are the peers whose X-Forwarded-For is appended to; everybody
 	// else's is removed.
 	TrustedProxies []netip.Prefix
+	// Multiplexers are the peers that send requests of several users over one
+	// connection, such as a CDN: no login of the connection gets through from them
+	//
+	Multiplexers []netip.Prefix
+	// RewriteAnswer replaces URLs and host names in an Autodiscover answer, for sites
+	// with a HostMap; nil: such answers pass as they are.
+	RewriteAnswer Rewriter
 
 	protects bool // there is a site with Extended Protection; set by SetTable
 }
+
+// Rewriter returns a document with every text that external knows replaced by what
+// external says of it, and whether there was one; if not, the document is the same.
+// The error says that it could not be read for certain.
+type Rewriter func(contentType string, document []byte, external func(text string) (string, bool)) (rewritten []byte, changed bool, err error)
 
 // Host is one public name (with its aliases) and what it does.
 type Host struct {
@@ -78,6 +90,8 @@ type Host struct {
 
 	Site               *Site              // Bridge and Passthrough
 	VirtualDirectories []VirtualDirectory // Bridge: what is published; all else is 404
+	RootRedirect       string             // Bridge: the path that GET / is led to, if it is published; "": 404
+	HideHeaders        []string           // Bridge: fields of responses that clients do not get
 	RedirectTo         string             // Redirect: the target host name
 	Handler            http.Handler       // Answer
 }
@@ -94,6 +108,8 @@ type Site struct {
 	// ExtendedProtection says whether a server must have the certificate that clients
 	// see.
 	ExtendedProtection ExtendedProtection
+	HostMap            *HostMap // names in responses that change on the way out; nil: none
+	HostHeader         string   // the Host that servers get: HostPreserve (or ""), HostBackend, or a name
 
 	state atomic.Pointer[siteState]
 }
@@ -130,6 +146,7 @@ type VirtualDirectory struct {
 	RequestIdle, ResponseIdle time.Duration
 	MaxBody                   int64 // bytes in a request body, more is 413; 0: no limit
 	Upgrade                   bool  // forward Upgrade requests
+	BasicOnly                 bool  // clients outside are not offered NTLM and Negotiate
 	HealthPage                bool  // has a healthcheck.htm, which only internal networks see
 	// Affinity is the group of directories between which a client carries state, so
 	// that it has to find it on the same server where servers do not share it

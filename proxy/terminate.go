@@ -58,6 +58,14 @@ func handshakeHint(err error, h hello) string {
 	return ""
 }
 
+// multiplexed tells whether the connection is declared as one of several users:
+// that of a multiplexer, or of one that a PROXY header names as the client of a
+// load balancer in front of us.
+func multiplexed(c *clientConn) bool {
+	m := c.table.Multiplexers
+	return len(m) > 0 && (contains(m, c.remote.Addr()) || c.event.peer.IsValid() && contains(m, c.event.peer))
+}
+
 // relay runs the relay loop on a terminated or a plain connection.
 func (s *Server) relay(ctx context.Context, c *clientConn, conn net.Conn, host *Host) error {
 	client := c.remote.Addr()
@@ -65,7 +73,8 @@ func (s *Server) relay(ctx context.Context, c *clientConn, conn net.Conn, host *
 		srv: s, conn: conn, raw: c.conn, log: c.log, shown: c.shown,
 		origin: origin{
 			table: c.table, secure: host != nil, host: host, listener: c.listener,
-			internal: contains(c.table.InternalNetworks, client),
+			internal:    contains(c.table.InternalNetworks, client),
+			multiplexed: multiplexed(c),
 		},
 		fwd: forwarding{client: client, trusted: contains(c.table.TrustedProxies, client)},
 	}

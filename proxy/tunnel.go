@@ -9,7 +9,7 @@ import (
 // has closed, with half-close both ways.
 func (x *exchange) tunnel() error {
 	s := x.s
-	s.out = appendResponseHead(s.out[:0], &s.resp, "Upgrade", true)
+	s.out = appendResponseHead(s.out[:0], &s.resp, "Upgrade", true, x.edit)
 	x.stopUplink()
 	if err := s.write(s.out, x.vdir.ResponseIdle); err != nil {
 		x.up.close()

@@ -42,7 +42,7 @@ func virtualDirectories(h *config.Host) []proxy.VirtualDirectory {
 		case "deny":
 			dirs[i].Access = proxy.Deny
 		}
-		dirs[i].Upgrade, dirs[i].MaxBody = p.Upgrade, int64(p.MaxBody)
+		dirs[i].Upgrade, dirs[i].BasicOnly, dirs[i].MaxBody = p.Upgrade, p.BasicOnly, int64(p.MaxBody)
 		if len(p.Methods) > 0 {
 			dirs[i].Methods = p.Methods
 		}

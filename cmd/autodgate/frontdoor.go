@@ -100,6 +100,7 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 	table := &proxy.Table{
 		Hosts: map[string]*proxy.Host{}, Defaults: map[string]*proxy.Host{},
 		InternalNetworks: cfg.InternalNetworks, TrustedProxies: cfg.Listen.TrustedProxies,
+		Multiplexers: cfg.Listen.Multiplexers, RewriteAnswer: autodiscover.Rewrite,
 	}
 	sites := map[string]*proxy.Site{}
 	for _, name := range cfg.SiteNames() {
@@ -128,6 +129,7 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 		case config.ModeSite:
 			h.Mode, h.Site = proxy.Bridge, sites[hc.Site]
 			h.VirtualDirectories = virtualDirectories(hc)
+			h.RootRedirect, h.HideHeaders = hc.RootRedirect, hc.HiddenHeaders()
 		case config.ModePassthrough:
 			h.Mode = proxy.Passthrough
 			if h.Site = sites[hc.Passthrough.Site]; h.Site == nil {
@@ -185,6 +187,14 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, opened io.Closer, err error) {
 	sc := cfg.Sites[name]
 	site := &proxy.Site{Name: name, ConnectTimeout: cfg.Limits.ConnectTimeout, ExtendedProtection: protections[sc.Protection()]}
+	if len(sc.HostMap) > 0 {
+		m, err := proxy.NewHostMap(sc.HostMap)
+		if err != nil {
+			return nil, nil, fmt.Errorf("site %s: %w", name, err)
+		}
+		site.HostMap = m
+	}
+	site.HostHeader = sc.HostHeader
 	options, err := backendTLS(cfg, sc)
 	if err != nil {
 		return nil, nil, fmt.Errorf("site %s: %w", name, err)
