@@ -85,6 +85,9 @@ func printDirectories(out io.Writer, cfg *config.Config) error {
 			if d.Upgrade {
 				methods += ", upgrade"
 			}
+			if d.BasicOnly {
+				methods += ", basic_only"
+			}
 			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\t%s\t%s\n", d.Name, paths, access, minutes(d.RequestIdle), minutes(d.ResponseIdle), config.Size(d.MaxBody), methods)
 		}
 		if err := w.Flush(); err != nil {

@@ -182,7 +182,7 @@ sites:
   hq: {servers: ["`+backend.URL+`"], allow_internal_untrusted_certs: true}
 `)
 	p := published{front, frontTransport(t, front)}
-	for path, want := range map[string]int{"/owa/": 200, "/ecp/": 404, "/oab/x": 404, "/Custom/x": 200, "/powershell": 404, "/": 404, "/owa/healthcheck.htm": 404} {
+	for path, want := range map[string]int{"/owa/": 200, "/ecp/": 404, "/oab/x": 404, "/Custom/x": 200, "/powershell": 404, "/": 302, "/x": 404, "/owa/healthcheck.htm": 404} {
 		if got := p.status(t, "GET", path); got != want {
 			t.Errorf("%s: %d, want %d", path, got, want)
 		}
