@@ -26,6 +26,8 @@ type casServer struct {
 	binding      []byte // endpointData of certificate
 	kerberos     KerberosAcceptor
 	streams      *subscriptions // of the company
+	rpc          *rpcProxy
+	closing      chan struct{} // closed by close, for those who have taken their connection from srv
 	identity     ntlmIdentity
 	accounts     *accounts
 	exchange     map[string]ExchangeDomain
@@ -35,6 +37,7 @@ type casServer struct {
 
 	srv  *http.Server
 	wait sync.WaitGroup
+	once sync.Once
 }
 
 // vdir is a virtual directory and the login it asks for.
@@ -117,6 +120,7 @@ func (s *casServer) start() error {
 }
 
 func (s *casServer) close() {
+	s.once.Do(func() { close(s.closing) })
 	_ = s.srv.Close()
 	s.wait.Wait()
 }
@@ -329,16 +333,6 @@ func (s *casServer) serveOAB(w http.ResponseWriter, r *http.Request, _ login) {
 	w.Header()["Content-Type"] = []string{"text/xml"}
 	w.Header()["Etag"] = []string{`"lab-oab-1"`} // net/http looks for this spelling when it answers ranges
 	http.ServeContent(w, r, "oab.xml", time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), strings.NewReader(oabFile))
-}
-
-// serveRPC says only that a login would have let a client in: 200 and nothing more. There is no RPC behind it.
-func (s *casServer) serveRPC(w http.ResponseWriter, r *http.Request, _ login) {
-	if strings.ToLower(r.URL.Path) != "/rpc/rpcproxy.dll" {
-		s.status(w, http.StatusNotFound)
-		return
-	}
-	w.Header()["Content-Type"] = []string{"application/rpc"}
-	w.WriteHeader(http.StatusOK)
 }
 
 // serveActiveSync knows OPTIONS, the move of a mailbox to another URL, and an empty answer to everything else ([MS-ASHTTP]).

@@ -39,6 +39,7 @@ type Company struct {
 	servers  []*casServer
 	recorder *Recorder
 	streams  subscriptions
+	rpc      rpcProxy
 	config   string
 	stop     func() bool
 }
@@ -116,11 +117,16 @@ func (c *Company) startServer(srv Server, v values, pox http.Handler, opt Option
 		},
 		kerberos:     opt.Kerberos,
 		streams:      &c.streams,
+		rpc:          &c.rpc,
+		closing:      make(chan struct{}),
 		accounts:     newAccounts(ad.NetBIOS, ad.DNS, c.scenario.Mailboxes),
 		exchange:     c.scenario.Exchange,
 		recorder:     c.recorder,
 		autodiscover: pox,
 		log:          opt.Logger,
+	}
+	if c.scenario.legacy() {
+		cas.rpc = new(rpcProxy)
 	}
 	return cas, cas.start()
 }

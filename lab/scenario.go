@@ -21,6 +21,7 @@ type Scenario struct {
 	Name            string                    `yaml:"-"` // of the file
 	Description     string                    `yaml:"description"`
 	ActiveDirectory ActiveDirectory           `yaml:"active_directory"`
+	Version         string                    `yaml:"version"` // of Exchange; the newest if empty
 	Servers         []Server                  `yaml:"servers"`
 	Exchange        map[string]ExchangeDomain `yaml:"exchange"`     // by mail domain
 	Certificates    map[string][]string       `yaml:"certificates"` // names on it, by file name
@@ -148,6 +149,9 @@ func Parse(text []byte) (*Scenario, error) {
 	return &s, s.validate()
 }
 
+// legacy tells of servers that know only what came to themselves: clients need to come back to the same one.
+func (s *Scenario) legacy() bool { return s.Version == "2007" || s.Version == "2010" }
+
 func (s *Scenario) validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -157,6 +161,9 @@ func (s *Scenario) validate() error {
 	}
 	if s.ActiveDirectory.NetBIOS == "" || s.ActiveDirectory.DNS == "" {
 		bad("active_directory needs netbios and dns")
+	}
+	if !slices.Contains([]string{"", "2007", "2010", "2013", "2016", "2019", "SE"}, s.Version) {
+		bad("version %q is none of 2007, 2010, 2013, 2016, 2019, SE", s.Version)
 	}
 	servers := map[string]bool{}
 	for i, srv := range s.Servers {

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -223,6 +225,59 @@ func TestEWSClient(t *testing.T) {
 	}
 	if used != calls {
 		t.Errorf("%d connections to servers, want one for each of %d calls", used, calls)
+	}
+	if v := company.Recorder().Violations(); len(v) > 0 {
+		t.Error(v)
+	}
+}
+
+// Outlook Anywhere with impacket's client: a login on either channel, a virtual
+// connection over both, an address book session, and enough calls that each side
+// has to acknowledge what it got before the other may go on. Whatever was held
+// back on the way in either direction would stop it (R-2.1 to R-2.3, R-2.10). What
+// the server refuses comes with its reason (R-2.9).
+func TestOutlookAnywhere(t *testing.T) {
+	path := python(t, "impacket", "python3-impacket")
+	company, front := startLab(t)
+	pat, _ := company.Account("pat@contoso.com")
+	domain, user, _ := strings.Cut(pat.Login, `\`)
+	type line struct {
+		Session, Refused, Fault     string
+		Result, Echoed, Pings, Acks int
+		Code                        int
+	}
+	f := func(auth, endpoint string, want ...line) {
+		t.Helper()
+		got := objects[line](t, output(t, path, "testdata/clients/outlook-anywhere.py", front.https[0], endpoint, domain, user, pat.Password, auth))
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s, %s: %s", auth, endpoint, diff)
+		}
+	}
+	session := line{Session: "lab session....."}
+	calls := line{Echoed: 483520, Pings: 2, Acks: 3, Fault: "nca_s_op_rng_error"}
+	f("NTLM", "cas01.contoso.local:6004", session, calls)
+	f("Basic", "0f7a2b1c-5e52-4f0a-9d3b-2f6c1a7e8d90@contoso.com:6001", session, calls) // as Exchange 2013 and later name it
+	const unavailable = 0x6ba
+	f("NTLM", "cas01.contoso.local:6005", line{
+		Refused: "RPC Proxy Client: NTLM authentication failed in RPC_IN_DATA channel, code: 0x6ba - RPC_S_SERVER_UNAVAILABLE", Code: unavailable,
+	})
+
+	// Both channels end with the client, up to the servers.
+	deadline := time.Now().Add(20 * time.Second)
+	for _, c := range company.Recorder().Connections() {
+		for ; c.Open && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+			c = company.Recorder().Connections()[c.Number-1]
+		}
+		if c.Open || c.Count > 0 && !slices.Equal(c.Users, []string{pat.Login}) {
+			t.Errorf("a server's connection, open %v: %+v", c.Open, c.Requests)
+		}
+	}
+	channels := map[string]int{}
+	for _, q := range company.Recorder().Requests(func(q lab.Request) bool { return q.Status == 200 }) {
+		channels[q.Method]++
+	}
+	if want := map[string]int{"RPC_IN_DATA": 2, "RPC_OUT_DATA": 2}; !maps.Equal(channels, want) {
+		t.Errorf("channels %v, want %v", channels, want)
 	}
 	if v := company.Recorder().Violations(); len(v) > 0 {
 		t.Error(v)
