@@ -245,7 +245,7 @@ func isTicketMark(b []byte) bool { return bytes.HasPrefix(b, []byte(ticketMarkPr
 
 // certificateFor is what crypto/tls would choose.
 func certificateFor(c *tls.Config, hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if c.GetCertificate != nil {
+	if c.GetCertificate != nil && (len(c.Certificates) == 0 || hello.ServerName != "") {
 		if cert, err := c.GetCertificate(hello); cert != nil || err != nil {
 			return cert, err
 		}

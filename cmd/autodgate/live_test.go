@@ -374,7 +374,7 @@ listen: {https: ["127.0.0.1:0"], http: [], admin: []}
 hosts:
   mail.contoso.com: {certificate: {cert: mail.pem, key: mail.key}, site: hq}
 sites:
-  hq: {servers: ["`+server.URL+`"], allow_internal_untrusted_certs: true, extended_protection: required}
+  hq: {servers: ["`+server.URL+`"], allow_internal_untrusted_certs: true, server_name: mail.contoso.com, extended_protection: required}
 `)
 	cfg, report, err := config.Load(filepath.Join(w.dir, "front.yaml"))
 	if err != nil || !report.OK() {
