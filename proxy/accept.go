@@ -145,7 +145,12 @@ func (s *Server) serveTLS(ctx context.Context, c *clientConn) error {
 	switch d.verdict {
 	case passOn:
 		backend, in, out, err := passthrough(ctx, c.conn, func(ctx context.Context) (*upstream, error) {
-			return s.connect(ctx, d.host.Site, d.host.Site.order(""), s.dial.tcp)
+			dir := d.host.passes()
+			u, err := s.connect(ctx, d.host.Site, d.host.Site.order(dir.health()), s.dial.tcp)
+			if err == nil {
+				u.serves.Store(dir)
+			}
+			return u, err
 		}, c.log)
 		c.event.backend, c.event.in, c.event.out = backend, in, out
 		return err

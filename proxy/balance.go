@@ -1,6 +1,11 @@
 package proxy
 
 import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,6 +20,7 @@ type siteState struct {
 
 	mu       sync.Mutex
 	next     int                      // whose turn it is among the fit backends
+	shifted  time.Time                // when clients last had to go from one backend to another
 	backends map[string]*backendState // by address
 
 	basicMissing atomic.Bool // it is logged that basic_only finds no Basic here
@@ -22,11 +28,20 @@ type siteState struct {
 
 // backendState is what is known about a backend beyond the table it stands in.
 type backendState struct {
-	site  *siteState
-	log   zerolog.Logger
-	drain atomic.Bool // as the newest table has it, also for connections under an older one
-	reach check       // whether it can be connected to
-	open  atomic.Int64
+	name, address string
+	site          *siteState
+	log           zerolog.Logger
+	drain         atomic.Bool  // as the newest table has it, also for connections under an older one
+	back          atomic.Int64 // when it came back after having been down, Unix ns
+
+	reach   check                             // whether it can be connected to
+	checks  atomic.Pointer[map[string]*check] // by virtual directory
+	lookout atomic.Pointer[lookout]
+	wake    chan struct{}
+	stop    context.CancelFunc // of the goroutine that looks after it; under Server.mu
+
+	credit float64   // towards its next turn while it starts slowly; under siteState.mu
+	slot   time.Time // when the next connection may be made in a storm; likewise
 
 	mu    sync.Mutex
 	conns map[*upstream]struct{} // the connections to it
@@ -37,7 +52,7 @@ func (s *Site) known() *siteState {
 	if st := s.state.Load(); st != nil {
 		return st
 	}
-	s.state.CompareAndSwap(nil, &siteState{log: zerolog.Nop(), backends: map[string]*backendState{}})
+	s.state.CompareAndSwap(nil, newSiteState(zerolog.Nop()))
 	return s.state.Load()
 }
 
@@ -55,128 +70,199 @@ func (st *siteState) backend(b *Backend) *backendState {
 	defer st.mu.Unlock()
 	bs := st.backends[b.Address]
 	if bs == nil {
-		bs = &backendState{site: st, log: st.log.With().Str("backend", b.Name).Logger(), conns: map[*upstream]struct{}{}}
+		bs = &backendState{
+			name: b.Name, address: b.Address, site: st, log: st.log.With().Str("backend", b.Name).Logger(),
+			conns: map[*upstream]struct{}{}, wake: make(chan struct{}, 1),
+		}
 		bs.drain.Store(b.Drain)
 		st.backends[b.Address] = bs
 	}
 	return bs
 }
 
-// adopt gives the sites of a table that is about to be used what is known about the
-// sites of the same names, and tells their backends whether they drain now.
-func (s *Server) adopt(t *Table) {
-	seen := map[*Site]bool{}
-	for _, h := range t.Hosts {
-		site := h.Site
-		if site == nil || seen[site] {
-			continue
-		}
-		seen[site] = true
-		st := s.sites[site.Name]
-		if st == nil {
-			if st = site.state.Load(); st == nil {
-				st = &siteState{log: s.log.With().Str("site", site.Name).Logger(), backends: map[string]*backendState{}}
-			}
-			s.sites[site.Name] = st
-		}
-		if site.state.Load() != st {
-			site.state.Store(st)
-		}
-		for _, b := range site.Backends {
-			bs := st.backend(b)
-			if b.state.Load() != bs {
-				b.state.Store(bs)
-			}
-			bs.drain.Store(b.Drain)
-		}
-	}
+// all returns the backends.
+func (st *siteState) all() []*backendState {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return slices.Collect(maps.Values(st.backends))
 }
 
-// fit tells whether the backend is to get what is asked of a virtual directory.
-func (bs *backendState) fit(dir string) bool { return !bs.reach.out.Load() }
+// someFit tells whether there is a backend to go to for a directory.
+func (st *siteState) someFit(dir string) bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, bs := range st.backends {
+		if bs.fit(dir) {
+			return true
+		}
+	}
+	return false
+}
 
 // add and remove keep count of the connections to the backend.
 func (bs *backendState) add(u *upstream) {
-	bs.open.Add(1)
 	bs.mu.Lock()
 	bs.conns[u] = struct{}{}
 	bs.mu.Unlock()
 }
 
 func (bs *backendState) remove(u *upstream) {
-	bs.open.Add(-1)
 	bs.mu.Lock()
 	delete(bs.conns, u)
 	bs.mu.Unlock()
 }
 
+// connections returns how many connections there are to the backend.
+func (bs *backendState) connections() int {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	return len(bs.conns)
+}
+
+// Balance is how the servers of a site share what is new.
+type Balance int
+
+// The balances. Connections of mail clients live for days, so a server that came
+// back would get every new one if the fewest connections decided alone: slow start
+// holds for both.
+const (
+	RoundRobin Balance = iota
+	LeastConnections
+)
+
 // order returns the backends in the order in which a new connection for a virtual
-// directory tries them: those that are fit, in turns; then those that drain; then
-// those that seem down, because health chooses between servers and refuses nobody
-// by itself.
-func (s *Site) order(dir string) []*Backend {
+// directory tries them: those that are fit, as balance and slow start have it; then
+// those that drain; then those that seem down, because health chooses between
+// servers and refuses nobody by itself.
+func (s *Site) order(dir string) []*Backend { return s.orderAt(dir, time.Now()) }
+
+func (s *Site) orderAt(dir string, now time.Time) []*Backend {
 	if len(s.Backends) < 2 {
 		return s.Backends
 	}
-	rank := func(b *Backend) int {
-		bs := b.known(s)
-		switch fit, drain := bs.fit(dir), bs.drain.Load(); {
-		case fit && !drain:
-			return 0
-		case fit:
-			return 1
-		case !drain:
-			return 2
+	var fit, draining, out, outDraining []*Backend
+	for _, b := range s.Backends {
+		to := &fit
+		switch bs := b.known(s); {
+		case bs.fit(dir) && bs.drain.Load():
+			to = &draining
+		case bs.fit(dir):
+		case bs.drain.Load():
+			to = &outDraining
+		default:
+			to = &out
 		}
-		return 3
+		*to = append(*to, b)
 	}
-	out := slices.Clone(s.Backends)
-	ranks := map[*Backend]int{}
-	for _, b := range out {
-		ranks[b] = rank(b)
-	}
-	slices.SortStableFunc(out, func(a, b *Backend) int { return ranks[a] - ranks[b] })
-	first := 0
-	for first < len(out) && ranks[out[first]] == ranks[out[0]] {
-		first++
+	s.takeTurns(fit, now)
+	s.takeTurns(out, now)
+	return slices.Concat(fit, draining, out, outDraining)
+}
+
+// takeTurns brings the one whose turn it is to the front, and the others behind it
+// in their order.
+func (s *Site) takeTurns(list []*Backend, now time.Time) {
+	if len(list) < 2 {
+		return
 	}
 	st := s.known()
 	st.mu.Lock()
-	turn := st.next % first
-	st.next++
-	st.mu.Unlock()
-	rotate(out[:first], turn)
-	return out
-}
-
-// rotate moves the first n elements behind the others.
-func rotate[T any](s []T, n int) {
-	slices.Reverse(s[:n])
-	slices.Reverse(s[n:])
-	slices.Reverse(s)
-}
-
-// check is what is known of one thing that a backend does.
-type check struct {
-	out atomic.Bool // it is not to be asked for it now
-
-	mu    sync.Mutex
-	since time.Time
-	cause string
-}
-
-// unreachable notes that a connection could not be made: new ones go elsewhere until
-// one can.
-func (bs *backendState) unreachable(err error) {}
-
-// health names the check that decides whether a server is fit for the directory; ""
-// is that it can be connected to.
-func (v *VirtualDirectory) health() string {
-	switch {
-	case !v.HealthPage:
-		return ""
-	case v.Name == "rpcwithcert":
-		return "rpc"
+	defer st.mu.Unlock()
+	first := st.next % len(list)
+	for range list {
+		first = st.next % len(list)
+		st.next++
+		bs := list[first].known(s)
+		w := s.weight(bs, now)
+		if w == 1 || s.Balance == LeastConnections {
+			break
+		}
+		// While it starts slowly, only some of its turns count.
+		if bs.credit += w; bs.credit >= 1 {
+			bs.credit--
+			break
+		}
 	}
-	return v.Name
+	slices.Reverse(list[:first])
+	slices.Reverse(list[first:])
+	slices.Reverse(list)
+	if s.Balance == LeastConnections {
+		load := map[*Backend]float64{}
+		for _, b := range list {
+			bs := b.known(s)
+			load[b] = float64(bs.connections()+1) / s.weight(bs, now)
+		}
+		slices.SortStableFunc(list, func(a, b *Backend) int { return cmp.Compare(load[a], load[b]) })
+	}
+}
+
+// weight is the share of its turns that a backend gets: it grows linearly to 1
+// while the backend starts slowly after having been down.
+func (s *Site) weight(bs *backendState, now time.Time) float64 {
+	back := bs.back.Load()
+	if s.SlowStart <= 0 || back == 0 {
+		return 1
+	}
+	const least = 0.01
+	return min(max(float64(now.UnixNano()-back)/float64(s.SlowStart), least), 1)
+}
+
+// A storm is when the clients of one server all go to another: for stormTime after
+// a change, the site's HandshakesPerSecond holds.
+const (
+	stormTime = 30 * time.Second
+	stormWait = 30 * time.Second // the longest that a client waits for its turn
+)
+
+// changed notes that clients have to go from one backend to another.
+func (st *siteState) changed(now time.Time) {
+	st.mu.Lock()
+	st.shifted = now
+	st.mu.Unlock()
+}
+
+// turn returns how long a new connection to the backend has to wait, and keeps its
+// place; false if too many wait already.
+func (s *Site) turn(bs *backendState, now time.Time) (time.Duration, bool) {
+	if s.HandshakesPerSecond <= 0 {
+		return 0, true
+	}
+	st := s.known()
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if now.Sub(st.shifted) > stormTime {
+		return 0, true
+	}
+	// A tenth of a second's worth may come at once.
+	earliest := now.Add(-100 * time.Millisecond)
+	if bs.slot.Before(earliest) {
+		bs.slot = earliest
+	}
+	wait := max(bs.slot.Sub(now), 0)
+	if wait > stormWait {
+		return 0, false
+	}
+	bs.slot = bs.slot.Add(time.Second / time.Duration(s.HandshakesPerSecond))
+	return wait, true
+}
+
+var errStorm = errors.New("too many clients wait for a connection to it after a fail-over")
+
+// await waits for the turn of a new connection to the backend.
+func (s *Site) await(ctx context.Context, b *Backend) error {
+	wait, ok := s.turn(b.known(s), time.Now())
+	if !ok {
+		return fmt.Errorf("backend %s (%s): %w", b.Name, b.Address, errStorm)
+	}
+	if wait <= 0 {
+		return nil
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

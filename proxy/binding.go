@@ -297,7 +297,7 @@ func Connect(ctx context.Context, dial func(ctx context.Context, network, addres
 		fresh.TLS = b.TLS.Clone()
 		fresh.TLS.ClientSessionCache = nil
 	}
-	u, err := dialFunc(dial).connect(ctx, nil, fresh, timeout)
+	u, err := dialFunc(dial).connect(ctx, nil, &attempt{backend: fresh}, timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -331,12 +331,12 @@ func (s *session) bound(site *Site, connect connectFunc) connectFunc {
 	if site.ExtendedProtection == ProtectionOff {
 		return connect
 	}
-	return func(ctx context.Context, b *Backend, timeout time.Duration) (*upstream, error) {
+	return func(ctx context.Context, a *attempt, timeout time.Duration) (*upstream, error) {
 		var own *x509.Certificate
 		if s.shown != nil {
 			own = s.shown.leaf
 		}
-		return s.srv.bindings.connect(ctx, site, own, b, func() (*upstream, error) { return connect(ctx, b, timeout) })
+		return s.srv.bindings.connect(ctx, site, own, a.backend, func() (*upstream, error) { return connect(ctx, a, timeout) })
 	}
 }
 

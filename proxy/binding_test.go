@@ -267,7 +267,7 @@ func TestExtendedProtectionRequiredUnknown(t *testing.T) {
 	dial := dialFunc((&net.Dialer{}).DialContext)
 	site := &Site{Name: "hq", ExtendedProtection: ProtectionRequired}
 	back := s.backend("cas01")
-	_, err := f.bindings.connect(t.Context(), site, nil, back, func() (*upstream, error) { return dial.connect(t.Context(), nil, back, time.Minute) })
+	_, err := f.bindings.connect(t.Context(), site, nil, back, func() (*upstream, error) { return dial.connect(t.Context(), nil, &attempt{backend: back}, time.Minute) })
 	if err == nil || !strings.Contains(err.Error(), "not known which certificate") {
 		t.Error(err)
 	}

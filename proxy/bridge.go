@@ -40,6 +40,7 @@ type exchange struct {
 
 	edit          *responseEdit // what changes in response heads; nil: nothing
 	rewrite       bool          // the answer is an Autodiscover document whose names change
+	unsent        bool          // nothing of the request has gone out
 	hasBody       bool          // the request has a body
 	wroteContinue bool          // 100 Continue was sent to the client
 }
@@ -91,17 +92,14 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 	if up != nil {
 		s.ev.upstream(up)
 	}
-	switch {
-	case err == nil:
-	case errors.Is(err, errClientGone), errors.Is(err, errUpstreamGone), errors.Is(err, errUnasked):
-		return false, err
-	case errors.Is(err, errShutdown), ctx.Err() != nil:
-		return false, errShutdown
-	default:
-		return s.fail(http.StatusBadGateway, err)
+	if err != nil {
+		return s.noUpstream(ctx, err)
+	}
+	if up.serves.Load() != rt.vdir {
+		up.serves.Store(rt.vdir)
 	}
 	up.busy.Store(true)
-	defer up.busy.Store(false)
+	defer func() { up.busy.Store(false) }()
 	if s.head.identity && !up.identity {
 		s.ups.belongs(up)
 	}
@@ -113,6 +111,15 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 		body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody(), bodyBy: s.formTime(&rt),
 	}
 	wholeBody, err := x.sendHead()
+	if x.unsent && !up.identity && !fw.rename {
+		// The server went away in the moment since the connection was looked at, with
+		// nothing of the request: it is as new to another one.
+		if up, err = s.replace(ctx, rt, up); err != nil {
+			return s.noUpstream(ctx, err)
+		}
+		x.up, x.unsent, x.writeErr = up, false, nil
+		wholeBody, err = x.send()
+	}
 	if err != nil {
 		return s.failed(ctx, x, err)
 	}
@@ -120,6 +127,30 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 		x.startUplink()
 	}
 	return x.respond(ctx, fw.upgrade)
+}
+
+// replace takes another connection for one that turned out to be dead.
+func (s *session) replace(ctx context.Context, rt route, dead *upstream) (*upstream, error) {
+	s.ups.drop(dead)
+	up, err := s.upstream(ctx, rt)
+	if err != nil {
+		return nil, err
+	}
+	s.ev.upstream(up)
+	up.serves.Store(rt.vdir)
+	up.busy.Store(true)
+	return up, nil
+}
+
+// noUpstream ends a request for which there is no connection to a server.
+func (s *session) noUpstream(ctx context.Context, err error) (bool, error) {
+	switch {
+	case errors.Is(err, errClientGone), errors.Is(err, errUpstreamGone), errors.Is(err, errUnasked), errors.Is(err, errServerDown):
+		return false, err
+	case errors.Is(err, errShutdown), ctx.Err() != nil:
+		return false, errShutdown
+	}
+	return s.fail(http.StatusBadGateway, err)
 }
 
 // sendHead writes the request head, in one write with as much of the body as is
@@ -144,8 +175,14 @@ func (x *exchange) sendHead() (whole bool, err error) {
 	if x.body.done && x.body.kind == chunkedBody {
 		s.out = append(s.out, lastChunk...)
 	}
+	return x.send()
+}
+
+// send writes what sendHead has put together.
+func (x *exchange) send() (whole bool, err error) {
 	x.up.conn.SetWriteDeadline(time.Now().Add(x.vdir.RequestIdle))
-	if _, err := x.up.conn.Write(s.out); err != nil {
+	if n, err := x.up.conn.Write(x.s.out); err != nil {
+		x.unsent = n == 0 && !isTimeout(err)
 		x.writeErr = fmt.Errorf("%w: %w", errBackendWrite, err)
 		if isTimeout(err) {
 			return false, x.writeErr

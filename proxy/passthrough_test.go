@@ -90,7 +90,7 @@ func passthroughTo(ctx context.Context, t *testing.T, backend string) (addr stri
 
 func dialOnly(addr string) func(context.Context) (*upstream, error) {
 	return func(ctx context.Context) (*upstream, error) {
-		return dialFunc((&net.Dialer{}).DialContext).tcp(ctx, &Backend{Name: addr, Address: addr}, time.Minute)
+		return dialFunc((&net.Dialer{}).DialContext).tcp(ctx, &attempt{backend: &Backend{Name: addr, Address: addr}}, time.Minute)
 	}
 }
 

@@ -50,6 +50,7 @@ var (
 	errClientSilent = errors.New("client sent nothing in time")
 	errUpstreamGone = errors.New("backend closed the idle connection")
 	errUnasked      = errors.New("backend sent bytes that no request asked for")
+	errServerDown   = errors.New("the backend that the client is logged in at is down")
 	errShutdown     = errors.New("shutting down")
 )
 
@@ -323,6 +324,9 @@ func (s *session) originOf(h *requestHead) origin {
 func (s *session) upstream(ctx context.Context, rt route) (*upstream, error) {
 	site, dir := rt.host.Site, rt.vdir.health()
 	u := s.ups.identified(site)
+	if u != nil && len(site.Backends) > 1 && u.state.isDown(dir) && site.known().someFit(dir) {
+		return u, errServerDown // to log in elsewhere, the client needs another connection
+	}
 	for {
 		if u == nil {
 			u = s.ups.fit(site, dir)
@@ -367,8 +371,8 @@ func (s *session) dial(ctx context.Context, host *Host, dir string) (*upstream, 
 			cancel(errClientGone)
 		}
 	})
-	connect := func(ctx context.Context, b *Backend, timeout time.Duration) (*upstream, error) {
-		return s.srv.dial.connect(ctx, host, b, timeout)
+	connect := func(ctx context.Context, a *attempt, timeout time.Duration) (*upstream, error) {
+		return s.srv.dial.connect(ctx, host, a, timeout)
 	}
 	u, err := s.srv.connect(ctx, host.Site, host.Site.order(dir), s.bound(host.Site, connect))
 	if !watch.Stop() {

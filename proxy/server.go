@@ -151,6 +151,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	for _, ln := range s.listeners {
 		ln.Close()
 	}
+	for _, st := range s.sites {
+		for _, bs := range st.all() {
+			bs.unwatch()
+		}
+	}
 	s.mu.Unlock()
 	s.bindings.end()
 	done := make(chan struct{})

@@ -89,6 +89,7 @@ type Host struct {
 	Refuse Refusal
 
 	Site               *Site              // Bridge and Passthrough
+	Health             string             // Passthrough: the directory whose health decides; "": that servers can be connected to
 	VirtualDirectories []VirtualDirectory // Bridge: what is published; all else is 404
 	RootRedirect       string             // Bridge: the path that GET / is led to, if it is published; "": 404
 	HideHeaders        []string           // Bridge: fields of responses that clients do not get
@@ -110,6 +111,18 @@ type Site struct {
 	ExtendedProtection ExtendedProtection
 	HostMap            *HostMap // names in responses that change on the way out; nil: none
 	HostHeader         string   // the Host that servers get: HostPreserve (or ""), HostBackend, or a name
+	// Exchange is the version of the servers, "2007" to "SE"; it decides what is
+	// checked of them. "": they are only connected to.
+	Exchange string
+	// Health is how they are looked after; nil: only when traffic has met a failure.
+	Health *Health
+	// Balance is how the servers share new connections; SlowStart for how long one
+	// that was down gets less than its share, 0: not at all.
+	Balance   Balance
+	SlowStart time.Duration
+	// HandshakesPerSecond is how many connections a server takes in a second while
+	// clients come over from one that is gone; more wait for their turn. 0: no limit.
+	HandshakesPerSecond int
 
 	state atomic.Pointer[siteState]
 }

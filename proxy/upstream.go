@@ -29,7 +29,8 @@ type upstream struct {
 	// identity: a login that is one of the connection (NTLM, Negotiate) has gone over
 	// it. From then on the client's requests to the site take it and no other.
 	identity bool
-	busy     atomic.Bool // in the middle of an exchange
+	busy     atomic.Bool                      // in the middle of an exchange
+	serves   atomic.Pointer[VirtualDirectory] // what it was last used for
 	closed   atomic.Bool
 
 	watchDone chan struct{} // while idle: closed when the watcher is through
@@ -46,11 +47,29 @@ const defaultConnectTimeout = 5 * time.Second
 
 // hedgeAfter is how long a backend may take to be connected to before another one
 // is tried beside it. One that drops packets would cost every client the whole time
-// limit; on the way to a server next door a connection takes milliseconds.
-const hedgeAfter = 300 * time.Millisecond
+// limit; on the way to a server next door a connection takes milliseconds. A TLS
+// handshake, which waits for processors on both sides, is given some times more.
+const (
+	hedgeAfter          = 300 * time.Millisecond
+	hedgeHandshakeAfter = 900 * time.Millisecond
+)
 
-// connectFunc makes a connection to one backend.
-type connectFunc func(ctx context.Context, b *Backend, timeout time.Duration) (*upstream, error)
+// attempt is one try to connect to a backend.
+type attempt struct {
+	backend *Backend
+	begun   time.Time
+	tcp     atomic.Bool // there is a TCP connection
+	over    bool
+}
+
+// slow tells whether another backend is worth a try meanwhile.
+func (a *attempt) slow() bool {
+	d := time.Since(a.begun)
+	return d >= hedgeHandshakeAfter || d >= hedgeAfter && !a.tcp.Load()
+}
+
+// connectFunc makes a connection to the attempt's backend.
+type connectFunc func(ctx context.Context, a *attempt, timeout time.Duration) (*upstream, error)
 
 // connect makes a connection to the first of the site's backends, in the given
 // order, that takes it. Nothing has been sent to any of them yet, so trying the next
@@ -65,7 +84,7 @@ func (s *Server) connect(ctx context.Context, site *Site, order []*Backend, conn
 	case 0:
 		return nil, fmt.Errorf("site %s has no servers", site.Name)
 	case 1:
-		u, err := connect(ctx, order[0], timeout)
+		u, err := connect(ctx, &attempt{backend: order[0]}, timeout)
 		if err != nil {
 			return nil, err
 		}
@@ -73,23 +92,28 @@ func (s *Server) connect(ctx context.Context, site *Site, order []*Backend, conn
 		return u, nil
 	}
 	type outcome struct {
-		try int
+		*attempt
 		up  *upstream
 		err error
 	}
 	trying, cancel := context.WithCancel(ctx)
 	outcomes := make(chan outcome, len(order))
-	begun := make([]time.Time, 0, len(order)) // when each was begun
-	done := make([]bool, len(order))
-	try := func() {
-		i := len(begun)
-		begun = append(begun, time.Now())
+	var attempts []*attempt
+	running := 0
+	try := func() error {
+		b := order[len(attempts)]
+		if err := site.await(ctx, b); err != nil {
+			return err
+		}
+		a := &attempt{backend: b, begun: time.Now()}
+		attempts = append(attempts, a)
+		running++
 		go func() {
-			u, err := connect(trying, order[i], timeout)
-			outcomes <- outcome{i, u, err}
+			u, err := connect(trying, a, timeout)
+			outcomes <- outcome{a, u, err}
 		}()
+		return nil
 	}
-	running := 1
 	defer func() {
 		cancel()
 		for ; running > 0; running-- {
@@ -98,7 +122,9 @@ func (s *Server) connect(ctx context.Context, site *Site, order []*Backend, conn
 			}
 		}
 	}()
-	try()
+	if err := try(); err != nil {
+		return nil, err
+	}
 	hedge := time.NewTicker(hedgeAfter)
 	defer hedge.Stop()
 	var errs []error
@@ -106,12 +132,12 @@ func (s *Server) connect(ctx context.Context, site *Site, order []*Backend, conn
 		select {
 		case o := <-outcomes:
 			running--
-			done[o.try] = true
+			o.over = true
 			if o.err == nil {
 				o.up.hold(site)
-				for i, at := range begun {
-					if !done[i] && time.Since(at) >= hedgeAfter {
-						order[i].known(site).unreachable(errNoAnswer)
+				for _, a := range attempts {
+					if !a.over && a.slow() {
+						a.backend.known(site).unreachable(errNoAnswer)
 					}
 				}
 				return o.up, nil
@@ -121,20 +147,24 @@ func (s *Server) connect(ctx context.Context, site *Site, order []*Backend, conn
 				return nil, errors.Join(errs...)
 			}
 			if !errors.Is(o.err, errUnbound) {
-				order[o.try].known(site).unreachable(o.err)
+				o.backend.known(site).unreachable(o.err)
 			}
 			hedge.Reset(hedgeAfter)
 		case <-hedge.C:
+			if !attempts[len(attempts)-1].slow() {
+				continue
+			}
 		}
-		if len(begun) < len(order) {
-			running++
-			try()
+		if len(attempts) < len(order) {
+			if err := try(); err != nil {
+				errs = append(errs, err)
+			}
 		}
 	}
 	return nil, errors.Join(errs...)
 }
 
-var errNoAnswer = fmt.Errorf("no connection within %v, while another server answered", hedgeAfter)
+var errNoAnswer = errors.New("slow to connect to, while another server answered")
 
 // hold makes the backend count the connection as one of its own.
 func (u *upstream) hold(site *Site) {
@@ -145,11 +175,13 @@ func (u *upstream) hold(site *Site) {
 // connect makes a connection to a backend that requests to a host can be sent over.
 // The host is nil where the connection is for nobody, but to see whether it can be
 // made.
-func (dial dialFunc) connect(ctx context.Context, host *Host, b *Backend, timeout time.Duration) (*upstream, error) {
-	u, err := dial.tcp(ctx, b, timeout)
+func (dial dialFunc) connect(ctx context.Context, host *Host, a *attempt, timeout time.Duration) (*upstream, error) {
+	b := a.backend
+	u, err := dial.tcp(ctx, a, timeout)
 	if err != nil {
 		return nil, err
 	}
+	a.tcp.Store(true)
 	if b.TLS != nil {
 		tc := tls.Client(u.raw, b.TLS)
 		// Handshakes get the same time again: a server that accepts and then says
@@ -166,7 +198,8 @@ func (dial dialFunc) connect(ctx context.Context, host *Host, b *Backend, timeou
 }
 
 // tcp makes a connection to a backend without a layer above TCP.
-func (dial dialFunc) tcp(ctx context.Context, b *Backend, timeout time.Duration) (*upstream, error) {
+func (dial dialFunc) tcp(ctx context.Context, a *attempt, timeout time.Duration) (*upstream, error) {
+	b := a.backend
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	c, err := dial(ctx, "tcp", b.Address)
@@ -301,23 +334,37 @@ func (us *upstreams) identified(site *Site) *upstream {
 }
 
 // fit returns a connection to a backend of the site that may be asked for the
-// directory, one that does not drain if there is a choice.
+// directory, one that does not drain if there is a choice. Where no backend is fit,
+// any connection is as good as a new one.
 func (us *upstreams) fit(site *Site, dir string) *upstream {
-	var best *upstream
+	var best, any *upstream
 	for _, u := range us.list {
 		switch {
-		case u.site != site, len(site.Backends) > 1 && !u.state.fit(dir):
+		case u.site != site:
+		case len(site.Backends) < 2:
+			return u
+		case !u.state.fit(dir):
+			any = u
 		case !u.state.drain.Load():
 			return u
 		default:
 			best = u
 		}
 	}
+	if best == nil && any != nil && !site.known().someFit(dir) {
+		return any
+	}
 	return best
 }
 
 // put records a new connection; false if the client's has been closed meanwhile.
 func (us *upstreams) put(u *upstream) bool {
+	for _, other := range us.list {
+		if other.state == u.state {
+			us.drop(other) // it was not fit when a server was chosen
+			break
+		}
+	}
 	us.mu.Lock()
 	defer us.mu.Unlock()
 	if us.shut {
