@@ -58,6 +58,9 @@ const (
 	drainLimit      = 256 << 10
 	loginDrainLimit = 64 << 20
 	drainTime       = 10 * time.Second
+	// maxInterim is how many responses 1xx a backend may send before the final one:
+	// each is a sign of life, so that a stream of them would never be given up.
+	maxInterim = 64
 	// coalesce is up to how many bytes of payload are gathered for one write.
 	coalesce = 16 << 10
 )
@@ -205,10 +208,13 @@ func (x *exchange) took(piece []byte) error {
 // respond reads the response and passes it on as it comes.
 func (x *exchange) respond(ctx context.Context, upgrade bool) (keep bool, err error) {
 	s, up := x.s, x.up
-	for {
+	for interim := 0; ; interim++ {
 		data, err := x.readResponseHead()
 		if err == nil {
 			err = parseResponseHead(data, &s.resp)
+		}
+		if err == nil && interim > maxInterim {
+			err = malformed("more than %d interim responses", maxInterim)
 		}
 		if err != nil {
 			return s.failed(ctx, x, errors.Join(x.writeErr, err))
@@ -272,7 +278,10 @@ func (x *exchange) sendResponse(ctx context.Context) (keep bool, err error) {
 	if x.edit != nil {
 		x.edit.decideLogins(s, x.vdir)
 	}
-	s.out = appendResponseHead(s.out[:0], &s.resp, connection, deframe, x.edit)
+	// RFC 9110 section 8.6 and RFC 9112 section 6.1 have no length in a 204: a client
+	// that heeds one takes the next response for a body.
+	deframeHead := deframe || s.resp.status == http.StatusNoContent
+	s.out = appendResponseHead(s.out[:0], &s.resp, connection, deframeHead, x.edit)
 	s.out = append(s.out, document...)
 	headSent := false
 	for {

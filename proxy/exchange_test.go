@@ -101,6 +101,33 @@ func TestExpectCombinations(t *testing.T) {
 	}
 }
 
+// strictly is a backend that answers every request with its target and records
+// what it saw; the body is read as net/http reads it, so that a request it and we
+// frame differently shows as one that nobody sent.
+func strictly(c *recorded) {
+	for {
+		r, err := http.ReadRequest(c.br)
+		if err != nil {
+			return
+		}
+		c.mu.Lock()
+		c.heads = append(c.heads, r.Method+" "+r.RequestURI)
+		c.mu.Unlock()
+		if r.Header.Get("Expect") != "" {
+			io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
+		}
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			return
+		}
+		body := fmt.Sprintf("%s %d", r.RequestURI, n)
+		if r.Method == "HEAD" {
+			body = ""
+		}
+		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nX-Answer: %s\r\nContent-Length: %d\r\n\r\n%s", r.RequestURI, len(body), body)
+	}
+}
+
 // bytes in either direction re-arm the limits; silence in both ends the
 // exchange, with the status of the side that owed something.
 func TestSilence(t *testing.T) {

@@ -148,6 +148,8 @@ func parseRequestHead(data []byte, h *requestHead) error {
 		case f.is("Authorization"):
 			h.authorization = true
 			h.identity = h.identity || bindsConnection(f.value)
+		case framesElsewhere(f.name):
+			return malformed("header %s, which some servers read with a hyphen", f.name)
 		}
 	}
 	if hosts == 0 && h.minor > 0 {
@@ -377,6 +379,20 @@ func (f *framing) parseFraming(fields []field) error {
 		return malformed("both Content-Length and Transfer-Encoding")
 	}
 	return nil
+}
+
+// framesElsewhere tells whether a name is Content-Length or Transfer-Encoding to
+// servers that do not tell "_" from "-", as everything does that hands headers on
+// as CGI variables (RFC 3875 section 4.1.18). To us such a line frames nothing, so
+// the two would find the end of the request in different places.
+func framesElsewhere(name []byte) bool {
+	switch len(name) {
+	case len("Content_Length"):
+		return name[7] == '_' && beginsAs(name, "content-length")
+	case len("Transfer_Encoding"):
+		return name[8] == '_' && beginsAs(name, "transfer-encoding")
+	}
+	return false
 }
 
 // parseDecimal reads digits alone, up to 18 of them.
