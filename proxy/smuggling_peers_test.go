@@ -131,14 +131,14 @@ func (m mutation) outcome() string {
 }
 
 // ask sends a case to the proxy, in one piece or the head before the rest.
-func ask(t *testing.T, socket string, w *wire, m mutation, inPieces bool, quiet time.Duration) string {
+func ask(t *testing.T, socket string, w *wire, m mutation, inPieces bool) string {
 	t.Helper()
 	w.reset()
 	c, err := net.Dial("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, _ := converse(c, m.raw, inPieces, 0, quiet)
+	got, _ := converse(c, m.raw, inPieces, 0, time.Second)
 	c.Close()
 	time.Sleep(2 * time.Millisecond)
 	var seen []string
@@ -191,6 +191,7 @@ func readRecord(t *testing.T) (r record) {
 // what nginx and HAProxy do with the same bytes in front of the same
 // backend is as docs/smuggling.md says, for the versions that it names.
 func TestSmugglingPeers(t *testing.T) {
+	t.Parallel()
 	recorded := readRecord(t)
 	all := mutations()
 	type result struct {
@@ -208,12 +209,14 @@ func TestSmugglingPeers(t *testing.T) {
 			defer wg.Done()
 			for n, m := range all {
 				want := ""
-				if cells := recorded.cells[m.key()]; i < len(cells) && !*update {
+				// What the same version was seen to do once it may do again: an update
+				// adds to it. To begin anew, remove the file.
+				if cells := recorded.cells[m.key()]; i < len(cells) && (!*update || results[i].version == recorded.versions[i]) {
 					want = cells[i]
 				}
 				got := ""
-				for try := range 8 { // a busy machine may be late, and some faults are a race with the answer
-					got = ask(t, socket, w, m, try%2 == 1, time.Duration(try+1)*40*time.Millisecond)
+				for try := range 4 { // some faults come to light in a race with the answer
+					got = ask(t, socket, w, m, try%2 == 1)
 					if *update && !slices.Contains(strings.Split(want, " or "), got) {
 						want = strings.TrimPrefix(want+" or "+got, " or ") // it depends
 					} else if !*update && slices.Contains(strings.Split(want, " or "), got) {
