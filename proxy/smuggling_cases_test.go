@@ -415,6 +415,7 @@ func localMutations() []mutation {
 		{"", "404 with Expect, unsent", "POST /nowhere HTTP/1.1\r\n" + hostLine + "Expect: 100-continue\r\n" + evilLen + "\r\n" + evil + next, "404 200 | next"},
 		{"", "405 with a body", "DELETE /owa/a HTTP/1.1\r\n" + hostLine + evilLen + "\r\n" + evil + next, "405 200 | next"},
 		{"", "421 with a body", "POST /owa/a HTTP/1.1\r\nHost: evil.example\r\n" + evilLen + "\r\n" + evil + next, "421 200 | next"},
+		{"", "absolute form beside the Host of nobody", "GET https://mail.contoso.com/owa/a HTTP/1.1\r\nHost: evil.example\r\n\r\n" + next, "421 200 | next"},
 		{"", "prefix of a request as body of 404", "GET /nowhere HTTP/1.1\r\n" + hostLine + "Content-Length: 5\r\n\r\nGET /" + next, "404 200 | next"},
 		{"", "path that two servers read differently", "POST /owa/..%2fecp/ HTTP/1.1\r\n" + hostLine + evilLen + "\r\n" + evil + next, "400"},
 	}

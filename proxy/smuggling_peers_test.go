@@ -130,8 +130,8 @@ func (m mutation) outcome() string {
 	return outcome(strings.Fields(strings.TrimRight(statuses, "~…")), names, "")
 }
 
-// ask sends a case to the proxy, in one piece or the head before the rest.
-func ask(t *testing.T, socket string, w *wire, m mutation, inPieces bool) string {
+// outcomeOf sends a case to the proxy, in one piece or the head before the rest.
+func outcomeOf(t *testing.T, socket string, w *wire, m mutation, inPieces bool) string {
 	t.Helper()
 	w.reset()
 	c, err := net.Dial("unix", socket)
@@ -216,7 +216,7 @@ func TestSmugglingPeers(t *testing.T) {
 				}
 				got := ""
 				for try := range 4 { // some faults come to light in a race with the answer
-					got = ask(t, socket, w, m, try%2 == 1)
+					got = outcomeOf(t, socket, w, m, try%2 == 1)
 					if *update && !slices.Contains(strings.Split(want, " or "), got) {
 						want = strings.TrimPrefix(want+" or "+got, " or ") // it depends
 					} else if !*update && slices.Contains(strings.Split(want, " or "), got) {
