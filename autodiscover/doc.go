@@ -10,6 +10,9 @@
 //	              knows nothing of HTTP or XML
 //	outlook.go    the answer as an Outlook document; errors.go the error document
 //
+// rewrite.go stands apart: it changes the names in answers that a server behind the
+// front door gave.
+//
 // handler.go strings them together as an [http.Handler]; model.go holds what
 // resolve says and what the clients are told. A further dialect brings its own
 // request reader and its own renderer and shares login, resolve and model.

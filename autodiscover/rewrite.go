@@ -14,15 +14,20 @@ import (
 	"github.com/beevik/etree"
 )
 
-// maxDepth bounds the nesting of an answer that is rewritten; SOAP answers have 12
-// levels.
-const maxDepth = 64
+// An answer that is rewritten has so many levels and elements at most. SOAP answers
+// have 12 levels; with every setting there is, for 90 users, they have 20 000
+// elements.
+const (
+	maxDepth    = 64
+	maxElements = 1 << 16
+)
 
 // Rewrite returns an Autodiscover answer (POX, SOAP or V2, told apart by the
 // content type) in which every text and attribute that external knows is replaced
 // by what external says of it, and whether there was one. A text is asked about as
-// a whole, without the white space around it: a URL, or the name of a host, as in
-// Server or Hostname. Of msstd:NAME (CertPrincipalName) the name counts.
+// a whole, without the white space around it: a URL, or the name of a host, which
+// is a single word only where nothing but a host can stand. Of msstd:NAME
+// (CertPrincipalName) the name counts.
 //
 // Answers are not limited to the elements that are known today: an exact host map
 // makes no mistakes about where a name stands, and a list would let out the name
@@ -47,7 +52,7 @@ func Rewrite(contentType string, document []byte, external func(text string) (st
 	}
 	// A byte order mark is no part of the text, and readers trip over it.
 	mark := len(document) - len(bytes.TrimPrefix(document, []byte("\xef\xbb\xbf")))
-	w := rewriter{body: document[mark:], external: renamed(external)}
+	w := rewriter{body: document[mark:], external: external}
 	if strings.HasSuffix(media, "json") {
 		err = w.json()
 	} else {
@@ -60,19 +65,6 @@ func Rewrite(contentType string, document []byte, external func(text string) (st
 		return document, false, nil
 	}
 	return append(document[:mark:mark], w.apply()...), true, nil
-}
-
-// renamed adds what a name may have around it.
-func renamed(external func(string) (string, bool)) func(string) (string, bool) {
-	return func(text string) (string, bool) {
-		const principal = "msstd:"
-		if len(text) > len(principal) && strings.EqualFold(text[:len(principal)], principal) {
-			name, ok := external(text[len(principal):])
-			host, _, _ := strings.Cut(name, ":")
-			return text[:len(principal)] + host, ok
-		}
-		return external(text)
-	}
 }
 
 // edit replaces a range of the document.
@@ -99,13 +91,33 @@ func (w *rewriter) apply() []byte {
 }
 
 // ask returns what stands in a text and what it becomes, both without white space
-// around them.
-func (w *rewriter) ask(text string) (core, mapped string, ok bool) {
-	if core = strings.Trim(text, xmlSpace); core == "" {
+// around them. The element is that whose text it is, "" for what is no text of an
+// element.
+func (w *rewriter) ask(element, text string) (core, mapped string, ok bool) {
+	core = strings.Trim(text, xmlSpace)
+	const principal = "msstd:"
+	switch {
+	case core == "":
 		return "", "", false
+	case len(core) > len(principal) && strings.EqualFold(core[:len(principal)], principal):
+		name, ok := w.external(core[len(principal):])
+		host, _, _ := strings.Cut(name, ":")
+		return core, core[:len(principal)] + host, ok
+	case !strings.ContainsAny(core, "./:") && !namesServer(element):
+		return "", "", false // a word: EXCH is the type of a Protocol before it is a server
 	}
 	mapped, ok = w.external(core)
 	return core, mapped, ok && mapped != core
+}
+
+// namesServer tells whether the text of an element is the name of a host even when
+// it is a single label.
+func namesServer(element string) bool {
+	switch element {
+	case "Server", "Hostname", "PublicFolderServer", "AD":
+		return true
+	}
+	return false
 }
 
 // replace notes that the raw bytes in a range, which mean core with white space
@@ -153,7 +165,7 @@ const cdataStart, cdataEnd = "<![CDATA[", "]]>"
 func (w *rewriter) xml() error {
 	tokens := xml.NewDecoder(bytes.NewReader(w.body))
 	var open []openElement
-	roots := 0
+	roots, elements := 0, 0
 	for {
 		from := int(tokens.InputOffset())
 		token, err := tokens.RawToken()
@@ -171,6 +183,8 @@ func (w *rewriter) xml() error {
 			switch {
 			case len(open) == maxDepth:
 				return errors.New("the document is too deep")
+			case elements == maxElements:
+				return errors.New("the document has too many elements")
 			case len(open) > 0:
 				open[len(open)-1].parent = true
 			default:
@@ -178,6 +192,7 @@ func (w *rewriter) xml() error {
 					return errors.New("the document has a second root")
 				}
 			}
+			elements++
 			if err := w.attributes(from, to, t.Attr); err != nil {
 				return err
 			}
@@ -219,7 +234,7 @@ func (w *rewriter) leaf(e openElement) {
 	for _, p := range e.pieces {
 		text += p.text
 	}
-	core, mapped, ok := w.ask(text)
+	core, mapped, ok := w.ask(e.name.Local, text)
 	if !ok {
 		return
 	}
@@ -263,7 +278,7 @@ func (w *rewriter) attributes(from, to int, attributes []xml.Attr) error {
 		if a.Name.Space == "xmlns" || a.Name.Space == "" && a.Name.Local == "xmlns" {
 			continue // a name of a namespace, whatever it looks like
 		}
-		if core, mapped, ok := w.ask(a.Value); ok {
+		if core, mapped, ok := w.ask("", a.Value); ok {
 			w.replace(start, start+end, core, mapped, escapeXML)
 		}
 	}
@@ -297,15 +312,15 @@ func (w *rewriter) alike(before, after *etree.Element) bool {
 	if before.FullTag() != after.FullTag() || len(before.Attr) != len(after.Attr) {
 		return false
 	}
-	becomes := func(text, now string) bool {
-		if _, mapped, ok := w.ask(text); ok {
+	becomes := func(element, text, now string) bool {
+		if _, mapped, ok := w.ask(element, text); ok {
 			return strings.Trim(now, xmlSpace) == mapped
 		}
 		return now == text
 	}
 	for i, a := range before.Attr {
 		b := after.Attr[i]
-		if a.FullKey() != b.FullKey() || !(a.Value == b.Value || becomes(a.Value, b.Value)) {
+		if a.FullKey() != b.FullKey() || !(a.Value == b.Value || becomes("", a.Value, b.Value)) {
 			return false
 		}
 	}
@@ -319,7 +334,7 @@ func (w *rewriter) alike(before, after *etree.Element) bool {
 		}
 	}
 	text, now := allText(before), allText(after)
-	return text == now || len(children) == 0 && becomes(text, now)
+	return text == now || len(children) == 0 && becomes(before.Tag, text, now)
 }
 
 // allText is the character data directly in an element.
@@ -371,7 +386,7 @@ func (w *rewriter) json() error {
 			if at.object && !at.value {
 				continue
 			}
-			if core, mapped, ok := w.ask(t); ok {
+			if core, mapped, ok := w.ask("", t); ok {
 				start := from + bytes.IndexByte(w.body[from:], '"') + 1
 				w.replace(start, int(tokens.InputOffset())-1, core, mapped, escapeJSON)
 			}

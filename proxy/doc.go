@@ -16,7 +16,8 @@
 // client's side of an exchange, and tunnel.go for what follows 101 Switching
 // Protocols). Beside them stands what they share: table.go (what names mean),
 // head.go and body.go (HTTP/1.1 heads and framing, strict) over reader.go,
-// forward.go (which header lines cross), upstream.go (the connection to a
+// forward.go (which header lines cross), rewrite.go (which of them change, and the
+// names in them), upstream.go (the connection to a
 // backend), accesslog.go.
 //
 // Two rules hold everywhere. One goroutine owns a client connection and its one
