@@ -239,7 +239,7 @@ func TestDefaults(t *testing.T) {
 	c := mustParse(t, minimal)
 	want := &Config{
 		Listen: Listen{
-			HTTPS: []string{":443"}, HTTP: []string{":80"}, Admin: "127.0.0.1:9480", IMAPS: []string{}, POP3S: []string{}, Submissions: []string{},
+			HTTPS: []string{":443"}, HTTP: []string{":80"}, Admin: "127.0.0.1:9480", IMAPS: []string{}, POP3S: []string{}, Submissions: []string{}, IMAP: []string{}, POP3: []string{}, Submission: []string{},
 			ProxyProtocolFrom: []netip.Prefix{}, TrustedProxies: []netip.Prefix{}, Multiplexers: []netip.Prefix{},
 		},
 		Certificates: Certificates{Storage: "/var/lib/autodgate"},

@@ -80,6 +80,11 @@ const (
 	RuleVdirInClear      Rule = "vdir-in-clear"
 	RuleMailProtocol     Rule = "mail-protocol"
 	RuleMailPort         Rule = "mail-port"
+	RuleMailForm         Rule = "mail-form"     // not clear where a protocol goes
+	RuleMailScheme       Rule = "mail-scheme"   // passthrough to a server whose TLS begins otherwise
+	RuleMailOffload      Rule = "mail-offload"  // in clear, without being asked for
+	RuleMailListener     Rule = "mail-listener" // a protocol without listener, or the other way round
+	RuleMailIdle         Rule = "mail-idle"     // shorter than clients may be silent
 	RuleSiteUnknown      Rule = "site-unknown"
 	RuleSiteUnused       Rule = "site-unused"
 	RuleSiteNoServers    Rule = "site-no-servers"

@@ -49,6 +49,12 @@ type Listen struct {
 	POP3S []string `yaml:"pop3s" kind:"listen" default:"[]" example:"[\":995\"]"`
 	// Mail submission over TLS, for hosts with `mail`.
 	Submissions []string `yaml:"submissions" kind:"listen" default:"[]" example:"[\":465\"]"`
+	// IMAP that begins in clear and goes over to TLS with STARTTLS, for hosts with `mail`.
+	IMAP []string `yaml:"imap" kind:"listen" default:"[]" example:"[\":143\"]"`
+	// POP3 that begins in clear and goes over to TLS with STLS, for hosts with `mail`.
+	POP3 []string `yaml:"pop3" kind:"listen" default:"[]" example:"[\":110\"]"`
+	// Mail submission that begins in clear and goes over to TLS with STARTTLS, for hosts with `mail`.
+	Submission []string `yaml:"submission" kind:"listen" default:"[]" example:"[\":587\"]"`
 	// Who may send a PROXY protocol header (version 1 or 2). A bare address counts as itself alone.
 	ProxyProtocolFrom []netip.Prefix `yaml:"proxy_protocol_from" default:"[]" example:"[10.0.0.0/8]"`
 	// The proxies in front: the client is the one that their X-Forwarded-For names, and the header is continued. Everybody
@@ -121,6 +127,8 @@ type Host struct {
 	Site string `yaml:"site" kind:"site" example:"hq"`
 	// Do not decrypt: hand the connection to a site, or to one of these backends, byte for byte.
 	Passthrough *Passthrough `yaml:"passthrough" example:"hq"`
+	// With passthrough: tell the backends the client's address in a PROXY protocol header of this version. They must expect it.
+	SendProxy string `yaml:"send_proxy" enum:"v1,v2" example:"v2"`
 	// The redirect site: Autodiscover requests get a 302 to this host name.
 	Redirect string `yaml:"redirect" kind:"host" example:"mail.contoso.com"`
 	// Answer Autodiscover ourselves, for every domain in `domains`.
@@ -139,8 +147,8 @@ type Host struct {
 	RootRedirect string `yaml:"root_redirect" kind:"rootpath" off:"true" default:"/owa/"`
 	// Which headers of the servers' responses are kept from clients.
 	HideHeaders *HideHeaders `yaml:"hide_headers" example:"identification"`
-	// Hellos without a name land here: on every https listener (true), or on the listed ones. Hellos with an unknown
-	// name are always refused.
+	// Hellos without a name land here: on every https and mail listener (true), or on the listed ones. Hellos with an
+	// unknown name are always refused.
 	Default Default `yaml:"default" default:"false"`
 	// How port 443 turns away a redirect host without certificate: with the TLS alert unrecognized_name, by closing, or by
 	// resetting the connection.
@@ -208,24 +216,66 @@ type Passthrough struct {
 	Backends []string `form:"sequence" kind:"hostport"`
 }
 
-// Default says for which https listeners a host takes the hellos without a name.
+// Default says for which https and mail listeners a host takes the hellos without a name.
 type Default struct {
-	// Take them on every https listener.
+	// Take them on every https and mail listener.
 	Everywhere bool `form:"scalar"`
-	// Take them on these https listeners.
+	// Take them on these https and mail listeners.
 	Listeners []string `form:"sequence" kind:"listen"`
 }
 
-// Mail is the mail protocols of a host.
+// Mail is the mail protocols of a host. The servers are those of a site, or the ones named as backend.
 type Mail struct {
-	// What happens to IMAP over TLS.
-	IMAPS string `yaml:"imaps" enum:"bridge,passthrough" example:"bridge"`
-	// What happens to POP3 over TLS.
-	POP3S string `yaml:"pop3s" enum:"bridge,passthrough" example:"bridge"`
-	// What happens to mail submission over TLS.
-	Submissions string `yaml:"submissions" enum:"bridge,passthrough" example:"bridge"`
-	// The mail server, as tls://host or tls://host:port. Without a port: 993, 995 or 465, as the protocol has it.
-	Backend string `yaml:"backend" kind:"mail" required:"true" example:"\"tls://imap.contoso.local:993\""`
+	// IMAP over TLS.
+	IMAPS *MailProtocol `yaml:"imaps" example:"bridge"`
+	// POP3 over TLS.
+	POP3S *MailProtocol `yaml:"pop3s" example:"bridge"`
+	// Mail submission over TLS.
+	Submissions *MailProtocol `yaml:"submissions" example:"bridge"`
+	// IMAP with STARTTLS.
+	IMAP *MailProtocol `yaml:"imap" example:"bridge"`
+	// POP3 with STLS.
+	POP3 *MailProtocol `yaml:"pop3" example:"bridge"`
+	// Mail submission with STARTTLS.
+	Submission *MailProtocol `yaml:"submission" example:"bridge"`
+	// The site whose servers are the mail servers, as Exchange's are: at 993 and 995, for submission at 587 with STARTTLS;
+	// where nothing is decrypted, at the port of the protocol. The site says how they are trusted.
+	Site string `yaml:"site" kind:"site" example:"hq"`
+	// The mail servers, when they are not a site's, each as tls://host, starttls://host or tcp://host, with :port if it is not
+	// the usual one. With tls:// that is 993, 995 or 465, else 143, 110 or 587.
+	Backend *MailBackend `yaml:"backend" example:"\"tls://imap.contoso.local\""`
+	// Send mail and passwords on in clear, to tcp:// backends.
+	Offload bool `yaml:"offload" default:"false"`
+	// What a backend's certificate is held against.
+	Trust Trust `yaml:"trust" default:"verify"`
+	// Encrypt to the backends without authenticating them. Anybody between here and the server can then read and change
+	// everything.
+	AllowInternalUntrustedCerts bool `yaml:"allow_internal_untrusted_certs" default:"false"`
+	// The name sent to the backends as SNI and looked for in their certificates, when it is not the host of their URL.
+	ServerName string `yaml:"server_name" kind:"host" example:"mail.contoso.com"`
+	// Which TLS is spoken with the backends, when it is not what is safe.
+	TLS SiteTLS `yaml:"tls"`
+	// Tell the mail servers the client's address in a PROXY protocol header of this version. They must expect it.
+	SendProxy string `yaml:"send_proxy" enum:"v1,v2" example:"v2"`
+}
+
+// MailProtocol is what happens to one mail protocol.
+type MailProtocol struct {
+	// `bridge`: decrypt, and encrypt again to the mail server. `passthrough`: hand the encrypted bytes on.
+	Mode string `yaml:"mode" form:"scalar" enum:"bridge,passthrough" required:"true" example:"bridge"`
+	// The servers of this protocol, when they are not those of the others.
+	Backend *MailBackend `yaml:"backend" example:"\"tls://imap.contoso.local\""`
+	// How long nothing may move in either direction. Without it: 31m for IMAP, whose clients in IDLE speak every 29 minutes,
+	// else 11m.
+	IdleTimeout time.Duration `yaml:"idle_timeout" example:"31m"`
+}
+
+// MailBackend is a mail server, or several.
+type MailBackend struct {
+	// The one server.
+	URL string `form:"scalar" kind:"mail"`
+	// The servers; a connection goes to one of them.
+	URLs []string `form:"sequence" kind:"mail"`
 }
 
 // Site is a set of Client Access servers that serve the same mailboxes.

@@ -16,6 +16,7 @@ func (v validator) all() {
 	v.listen()
 	v.names()
 	v.hosts()
+	v.mailListeners()
 	v.sites()
 	v.domains()
 	v.mailboxes()
@@ -59,7 +60,16 @@ func (v validator) listeners() []listener {
 	for _, list := range []struct {
 		key   string
 		addrs []string
-	}{{"https", l.HTTPS}, {"http", l.HTTP}, {"imaps", l.IMAPS}, {"pop3s", l.POP3S}, {"submissions", l.Submissions}} {
+	}{
+		{"https", l.HTTPS},
+		{"http", l.HTTP},
+		{"imaps", l.IMAPS},
+		{"pop3s", l.POP3S},
+		{"submissions", l.Submissions},
+		{"imap", l.IMAP},
+		{"pop3", l.POP3},
+		{"submission", l.Submission},
+	} {
 		for i, addr := range list.addrs {
 			all = append(all, listener{p.key(list.key).index(i), list.key, addr})
 		}

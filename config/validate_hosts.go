@@ -1,9 +1,7 @@
 package config
 
 import (
-	"net/url"
 	"slices"
-	"strings"
 )
 
 var hostsPath = path{"hosts"}
@@ -77,7 +75,7 @@ func (v validator) hosts() {
 		v.certificate(p.key("certificate"), h.Certificate)
 		v.defaultHost(name, h.Default, defaults)
 		v.virtualDirectories(p.key("virtual_directories"), h)
-		v.mail(p, h.Mail)
+		v.mail(p, h)
 	}
 }
 
@@ -88,6 +86,9 @@ func (v validator) mode(name string, h *Host, mode Mode) {
 		for _, k := range v.given(p, keys...) {
 			v.failKey(p.key(k), RuleHostKeyUnused, "the host without "+k, "%s has no effect here: %s", k, why)
 		}
+	}
+	if mode != ModePassthrough {
+		unused("it is about passthrough hosts; for mail servers it is a key of mail", "send_proxy")
 	}
 	switch mode {
 	case ModePassthrough:
@@ -181,9 +182,14 @@ func (v validator) defaultHost(name string, d Default, taken map[string]string) 
 	if v.bad(p) || !v.has(p) {
 		return
 	}
-	https := v.c.Listen.HTTPS
+	var https []string // every listener that clients may come to without a name
+	for _, l := range v.listeners() {
+		if l.key != "http" && l.key != "admin" {
+			https = append(https, l.addr)
+		}
+	}
 	if v.entries[p.String()].shape == shapeList && len(d.Listeners) == 0 {
-		v.fail(p, RuleEmptyValue, "true, or some of listen.https: "+oneOfOr(https, "which is empty"), "the list is empty")
+		v.fail(p, RuleEmptyValue, "true, or some of the https and mail listeners: "+oneOfOr(https, "there are none"), "the list is empty")
 	}
 	claim := func(q path, addr string) {
 		if other, ok := taken[addr]; ok && other != name {
@@ -198,7 +204,9 @@ func (v validator) defaultHost(name string, d Default, taken map[string]string) 
 		switch {
 		case addr == "" || v.bad(q):
 		case !slices.Contains(https, addr):
-			v.fail(q, RuleDefaultListener, "one of listen.https: "+oneOfOr(https, "which is empty"), "%s is not an address of listen.https", addr)
+			v.fail(q, RuleDefaultListener, "one of the https and mail listeners: "+oneOfOr(https, "there are none"), "%s is not the address of an https or mail listener", addr)
+		case !v.serves(name, addr):
+			v.fail(q, RuleDefaultListener, "mail with the protocol of that listener, or the list without it", "%s does not serve what is spoken at %s: hellos without a name would be refused", name, addr)
 		default:
 			claim(q, addr)
 		}
@@ -207,7 +215,7 @@ func (v validator) defaultHost(name string, d Default, taken map[string]string) 
 		return
 	}
 	if len(https) == 0 {
-		v.fail(p, RuleDefaultListener, "an address under listen.https, or the host without default", "there is no https listener for which this host could be the default")
+		v.fail(p, RuleDefaultListener, "an address under listen.https, or the host without default", "there is no https or mail listener for which this host could be the default")
 	}
 	for _, addr := range https {
 		before := len(v.report.Problems)
@@ -218,20 +226,12 @@ func (v validator) defaultHost(name string, d Default, taken map[string]string) 
 	}
 }
 
-func (v validator) mail(host path, m *Mail) {
-	p := host.key("mail")
-	if m == nil || v.bad(p) {
-		return
+// serves reports whether a host serves what is spoken at a listen address.
+func (v validator) serves(name, addr string) bool {
+	for _, key := range MailKeys() {
+		if slices.Contains(v.c.Listen.Mail(key), addr) {
+			return v.c.Hosts[name].Mail.Protocol(key) != nil
+		}
 	}
-	protocols := v.given(p, "imaps", "pop3s", "submissions")
-	if len(protocols) == 0 {
-		v.fail(p, RuleMailProtocol, "one or more of imaps, pop3s and submissions, each bridge or passthrough", "it is not said which protocol goes to the backend")
-	}
-	if u, err := url.Parse(m.Backend); err == nil && u.Port() != "" && len(protocols) > 1 {
-		v.fail(p.key("backend"), RuleMailPort, "tls://"+u.Hostname()+", which takes the port of each protocol",
-			"port %s cannot serve %s", u.Port(), strings.Join(protocols, " and "))
-	}
-	if slices.Contains([]string{m.IMAPS, m.POP3S, m.Submissions}, "bridge") && !v.has(host.key("certificate")) {
-		v.fail(p, RuleNoCertificate, "passthrough, or a certificate for the host", "bridge decrypts, and the host has no certificate for it")
-	}
+	return true
 }

@@ -9,7 +9,7 @@ func (v validator) sites() {
 	for _, name := range ordered(v, sitesPath, v.c.Sites) {
 		s, p := v.c.Sites[name], sitesPath.key(name)
 		v.servers(p.key("servers"), s)
-		v.trust(p, s)
+		v.trust(p, s.Trust, s.AllowInternalUntrustedCerts)
 		v.siteTLS(p.key("tls"), s.TLS)
 		v.protection(name, s)
 		v.hostMap(p.key("host_map"), s)
@@ -28,6 +28,9 @@ func (v validator) usedSites() map[string]bool {
 	used := make(map[string]bool)
 	for _, h := range v.c.Hosts {
 		used[h.Site] = true
+		if h.Mail != nil {
+			used[h.Mail.Site] = true
+		}
 		if h.Passthrough != nil {
 			used[h.Passthrough.Site] = true
 		}
@@ -83,9 +86,9 @@ func (v validator) siteTLS(p path, t SiteTLS) {
 	}
 }
 
-func (v validator) trust(p path, s *Site) {
+func (v validator) trust(p path, trust Trust, untrusted bool) {
 	q := p.key("trust")
-	if v.has(q) && s.AllowInternalUntrustedCerts {
+	if v.has(q) && untrusted {
 		v.fail(p.key("allow_internal_untrusted_certs"), RuleTrustConflict, "one of the two",
 			"trust says how the servers are authenticated, allow_internal_untrusted_certs says they are not")
 	}
@@ -93,7 +96,7 @@ func (v validator) trust(p path, s *Site) {
 		return
 	}
 	given := v.given(q, "ca", "pin")
-	if len(given) != 1 || given[0] == "pin" && len(s.Trust.Pin) == 0 && !v.bad(q.key("pin")) {
+	if len(given) != 1 || given[0] == "pin" && len(trust.Pin) == 0 && !v.bad(q.key("pin")) {
 		v.fail(q, RuleTrustForm, "verify, first_use, {ca: FILE} or {pin: [sha256/…]}", "it is not clear what the certificates are held against")
 	}
 }

@@ -10,12 +10,6 @@ func (v validator) notInEffect() {
 		v.warn(p, RuleNotInEffect, want, "%s", what)
 	}
 	const later = "nothing else: a later version will do it"
-	listen := path{"listen"}
-	for key, addrs := range map[string][]string{"imaps": v.c.Listen.IMAPS, "pop3s": v.c.Listen.POP3S, "submissions": v.c.Listen.Submissions} {
-		if len(addrs) > 0 {
-			say(listen.key(key), "until then: "+key+": []", key+" is not in effect yet: nothing listens there")
-		}
-	}
 	certificates := path{"certificates"}
 	if v.c.Certificates.ACME != nil {
 		say(certificates.key("acme"), "until then: certificates from files", "ACME is not in effect yet: no certificate is ordered")
@@ -36,9 +30,6 @@ func (v validator) notInEffect() {
 		}
 		if h.TLS.Profile == "old" {
 			say(p.key("tls").key("profile"), "until then: intermediate", "the profile old is not in effect yet: intermediate holds, and older clients cannot connect")
-		}
-		if h.Mail != nil {
-			say(p.key("mail"), "until then: the host without mail", "mail is not in effect yet: no mail protocol is served")
 		}
 	}
 	for _, name := range ordered(v, sitesPath, v.c.Sites) {
@@ -68,6 +59,9 @@ func (v validator) notBuilt() {
 		}
 	}
 	for _, name := range ordered(v, hostsPath, v.c.Hosts) {
+		if m := v.c.Hosts[name].Mail; m != nil && m.Trust.Mode == "first_use" && isRedis(v.c.Certificates.Storage) {
+			refuse(hostsPath.key(name).key("mail").key("trust"), "a directory as certificates.storage", "trust: first_use with storage on Redis", "a server could be exchanged unnoticed")
+		}
 		if auth := v.c.Hosts[name].TLS.ClientAuth; auth == "request" || auth == "require" {
 			refuse(hostsPath.key(name).key("tls").key("client_auth"), "none; or passthrough, where the server asks for certificates itself",
 				"client_auth: "+auth, "clients without a certificate would be let in")

@@ -19,6 +19,7 @@ import (
 type clientConn struct {
 	conn     *peekedConn
 	remote   netip.AddrPort // the client, as the PROXY header tells it if there was one
+	local    netip.AddrPort // where it connected to, likewise
 	listener string
 	table    *Table
 	log      zerolog.Logger
@@ -65,7 +66,7 @@ func (s *Server) acceptLoop(ln net.Listener, name string, handle func(context.Co
 		}
 		pause = 0
 		c := &clientConn{
-			conn: newPeekedConn(conn), listener: name, table: s.table.Load(), remote: addrOf(conn.RemoteAddr()),
+			conn: newPeekedConn(conn), listener: name, table: s.table.Load(), remote: addrOf(conn.RemoteAddr()), local: addrOf(conn.LocalAddr()),
 		}
 		if !s.track(c) {
 			conn.Close()
@@ -116,7 +117,7 @@ func (s *Server) takeProxyHeader(c *clientConn) error {
 	if !contains(s.opts.ProxyProtocolFrom, c.remote.Addr()) {
 		return nil
 	}
-	src, _, err := readProxyHeader(c.conn)
+	src, dst, err := readProxyHeader(c.conn)
 	if err == io.EOF {
 		return nil // a port check; the hello says the same
 	}
@@ -125,7 +126,7 @@ func (s *Server) takeProxyHeader(c *clientConn) error {
 	}
 	if src.IsValid() {
 		c.event.peer = c.remote.Addr()
-		c.remote = netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
+		c.remote, c.local = src, dst
 	}
 	return nil
 }
@@ -144,19 +145,24 @@ func (s *Server) serveTLS(ctx context.Context, c *clientConn) error {
 	}
 	switch d.verdict {
 	case passOn:
-		backend, in, out, err := passthrough(ctx, c.conn, func(ctx context.Context) (*upstream, error) {
+		backend, in, out, err := passthrough(c.asClient(ctx), c.conn, func(ctx context.Context) (*upstream, error) {
 			dir := d.host.passes()
 			u, err := s.connect(ctx, d.host.Site, d.host.Site.order(dir.health()), s.dial.tcp)
 			if err == nil {
 				u.serves.Store(dir)
 			}
 			return u, err
-		}, c.log)
+		}, 0, c.log)
 		c.event.backend, c.event.in, c.event.out = backend, in, out
 		return err
 	case terminate:
 		return s.terminateTLS(ctx, c, d.host)
 	}
+	return c.refuse(d)
+}
+
+// refuse turns a connection away as decided.
+func (c *clientConn) refuse(d decision) error {
 	c.event.refused = true
 	switch d.refusal {
 	case RefuseAlert:

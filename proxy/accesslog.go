@@ -22,12 +22,15 @@ type connEvent struct {
 	peer     netip.Addr // the proxy in front, if a PROXY header named another client
 	sni      string
 	mode     string
-	backend  string // passthrough
+	protocol string // a mail protocol
+	host     string // a mail protocol: whose
+	backend  string // passthrough and mail
+	inClear  bool   // a login was tried in clear
 	tls      uint16
 	resumed  bool
 	refused  bool
 	requests int
-	in, out  int64 // passthrough: bytes from and to the client
+	in, out  int64 // passthrough and mail: bytes to the backend and from it
 }
 
 // write logs the connection. A backend that cannot be reached is an error; that a
@@ -38,7 +41,7 @@ func (ev *connEvent) write(c *clientConn, err error) {
 	switch {
 	case errors.Is(err, errNoBackend):
 		e = c.log.Error()
-	case (err == nil || isPeerEnd(err)) && ev.requests == 0 && (ev.mode == "" || ev.mode == modeHTTP):
+	case (err == nil || isPeerEnd(err)) && ev.requests == 0 && !ev.inClear && (ev.mode == "" || ev.mode == modeHTTP):
 		e = c.log.Debug()
 	default:
 		e = c.log.Info()
@@ -50,13 +53,22 @@ func (ev *connEvent) write(c *clientConn, err error) {
 	if ev.sni != "" {
 		e = e.Str("sni", ev.sni)
 	}
+	if ev.protocol != "" {
+		e = e.Str("protocol", ev.protocol)
+	}
+	if ev.host != "" {
+		e = e.Str("host", ev.host)
+	}
 	if ev.mode != "" {
 		e = e.Str("mode", ev.mode)
+	}
+	if ev.inClear {
+		e = e.Bool("authorization", true).Bool("in_clear", true)
 	}
 	if ev.tls != 0 {
 		e = e.Str("tls", tls.VersionName(ev.tls)).Bool("resumed", ev.resumed)
 	}
-	if ev.mode == Passthrough.String() {
+	if ev.mode == Passthrough.String() || ev.backend != "" {
 		e = e.Str("backend", ev.backend).Int64("in", ev.in).Int64("out", ev.out)
 	}
 	if ev.requests > 0 {

@@ -15,6 +15,7 @@ const (
 type decision struct {
 	verdict verdict
 	host    *Host   // nil if the name is unknown
+	mail    *Mail   // of a mail protocol that the host serves
 	refusal Refusal // with refuseTLSName
 	why     string
 }
@@ -25,24 +26,51 @@ type decision struct {
 // a certificate is refused, never answered with another name's (AUTODISCOVER.md
 // section 1.4 rule 8).
 func decide(t *Table, listener string, h hello) decision {
-	var host *Host
-	// An address is no server name (RFC 6066 section 3): probes that send one mean
-	// whatever is there, as those do that send none.
-	if _, err := netip.ParseAddr(h.ServerName); err == nil || h.ServerName == "" {
-		if host = t.Defaults[listener]; host == nil {
-			host = t.Defaults[""]
-		}
-		if host == nil {
-			return decision{verdict: refuseTLSName, why: "no server name in the hello, and no default host on this listener"}
-		}
-	} else if host = t.Hosts[h.ServerName]; host == nil {
-		return decision{verdict: refuseTLSName, why: "unknown server name"}
-	}
+	host, why := t.named(listener, h)
 	switch {
+	case host == nil:
+		return decision{verdict: refuseTLSName, why: why}
 	case host.Mode == Passthrough:
 		return decision{verdict: passOn, host: host}
 	case !host.certified():
 		return decision{verdict: refuseTLSName, host: host, refusal: host.Refuse, why: "no certificate for this name"}
 	}
 	return decision{verdict: terminate, host: host}
+}
+
+// decideMail is decide for a connection that wants a mail protocol, which a host
+// serves in a way of its own.
+func decideMail(t *Table, listener string, p MailProtocol, h hello) decision {
+	host, why := t.named(listener, h)
+	if host == nil {
+		return decision{verdict: refuseTLSName, why: why}
+	}
+	m := host.Mail[p]
+	switch {
+	case m == nil:
+		return decision{verdict: refuseTLSName, host: host, why: "no " + p.String() + " under this name"}
+	case m.Mode == Passthrough:
+		return decision{verdict: passOn, host: host, mail: m}
+	case m.TLS == nil || !host.certified():
+		return decision{verdict: refuseTLSName, host: host, why: "no certificate for this name"}
+	}
+	return decision{verdict: terminate, host: host, mail: m}
+}
+
+// named returns the host a hello is for, or why there is none.
+func (t *Table) named(listener string, h hello) (host *Host, why string) {
+	// An address is no server name (RFC 6066 section 3): probes that send one mean
+	// whatever is there, as those do that send none.
+	if _, err := netip.ParseAddr(h.ServerName); err == nil || h.ServerName == "" {
+		return t.defaultHost(listener), "no server name in the hello, and no default host on this listener"
+	}
+	return t.Hosts[h.ServerName], "unknown server name"
+}
+
+// defaultHost is the host of the clients that name none; nil if there is none.
+func (t *Table) defaultHost(listener string) *Host {
+	if host := t.Defaults[listener]; host != nil {
+		return host
+	}
+	return t.Defaults[""]
 }

@@ -227,7 +227,7 @@ func (t *Table) probes(site *Site, b *Backend) []probe {
 				c.InsecureSkipVerify, c.VerifyConnection = true, nil
 			}
 			c.ServerName, c.ClientSessionCache, c.NextProtos = h.Name, tls.NewLRUClientSessionCache(1), []string{"http/1.1"}
-			add(p, h.Name, &Backend{Name: b.Name, Address: b.Address, TLS: c})
+			add(p, h.Name, &Backend{Name: b.Name, Address: b.Address, TLS: c, SendProxy: b.SendProxy})
 		}
 	}
 	slices.SortFunc(all, func(a, b probe) int { return strings.Compare(a.name, b.name) })
@@ -576,9 +576,15 @@ func (st *siteState) keep(keep func(*backendState) bool) {
 // sites returns the sites of a table, each once.
 func (t *Table) sites() []*Site {
 	var all []*Site
+	add := func(site *Site) {
+		if site != nil && !slices.Contains(all, site) {
+			all = append(all, site)
+		}
+	}
 	for _, h := range t.Hosts {
-		if h.Site != nil && !slices.Contains(all, h.Site) {
-			all = append(all, h.Site)
+		add(h.Site)
+		for _, m := range h.Mail {
+			add(m.Site)
 		}
 	}
 	return all

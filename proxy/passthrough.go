@@ -43,9 +43,11 @@ var passthroughBuffers = sync.Pool{New: func() any { return new([passthroughBuff
 // FIN is passed on in each direction by itself; a reset ends both. When no server is reached, the client gets the alert
 // internal_error and no certificate; err then wraps errNoBackend.
 //
+// idle is how long nothing may move in either direction; 0 is no limit.
+//
 // in counts bytes from client to backend, out the other way, as handed to the other socket. err is nil when both sides
 // closed in order, else the first failure; resets by a peer are among them, so it is for the log only.
-func passthrough(ctx context.Context, client *peekedConn, dial func(context.Context) (*upstream, error), log zerolog.Logger) (backend string, in, out int64, err error) {
+func passthrough(ctx context.Context, client *peekedConn, dial func(context.Context) (*upstream, error), idle time.Duration, log zerolog.Logger) (backend string, in, out int64, err error) {
 	u, err := dial(ctx)
 	if err != nil {
 		if alertErr := refuseTLS(client, alertInternalError); alertErr != nil {
@@ -72,16 +74,27 @@ func passthrough(ctx context.Context, client *peekedConn, dial func(context.Cont
 		return backend, in, 0, p.cause(ctx, fmt.Errorf("replay hello to backend: %w", err))
 	}
 
+	if idle > 0 {
+		defer p.limitIdle(idle)()
+	}
+	more, out, err := p.join(ctx, log)
+	return backend, in + more, out, err
+}
+
+// join copies both ways until both directions have ended. The caller closes the pair, also when ctx ends.
+func (p *passthroughPair) join(ctx context.Context, log zerolog.Logger) (in, out int64, err error) {
 	clientDone := make(chan struct{})
 	go func() {
 		defer close(clientDone)
 		defer recovered(log, p.close)
 		out = p.copyToClient()
 	}()
-	in += p.copyToBackend()
+	in = p.copyToBackend()
 	<-clientDone
 	p.drain.stop()
-	return backend, in, out, p.cause(ctx, p.err)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return in, out, p.cause(ctx, p.err)
 }
 
 // passthroughPair is the two connections of one passthrough.
@@ -115,11 +128,7 @@ func (p *passthroughPair) ended(dst net.Conn, err error, direction string) {
 		}
 		return
 	}
-	p.mu.Lock()
-	if p.err == nil {
-		p.err = fmt.Errorf("%s: %w", direction, err)
-	}
-	p.mu.Unlock()
+	p.fail(fmt.Errorf("%s: %w", direction, err))
 	if isWriteError(err) {
 		// The receiver of this direction takes no more, but what it has sent may still be on its way through us. Its socket
 		// reports the end by itself; the timer is for the one that does not.
@@ -127,6 +136,15 @@ func (p *passthroughPair) ended(dst net.Conn, err error, direction string) {
 		return
 	}
 	p.close()
+}
+
+// fail notes the first failure.
+func (p *passthroughPair) fail(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err == nil {
+		p.err = err
+	}
 }
 
 func (p *passthroughPair) close() {

@@ -82,7 +82,7 @@ func passthroughTo(ctx context.Context, t *testing.T, backend string) (addr stri
 			return
 		}
 		var p passed
-		p.backend, p.in, p.out, p.err = passthrough(ctx, c, dialOnly(backend), zerolog.Nop())
+		p.backend, p.in, p.out, p.err = passthrough(ctx, c, dialOnly(backend), 0, zerolog.Nop())
 		out <- p
 	}()
 	return ln.Addr().String(), out

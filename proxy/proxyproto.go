@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/pires/go-proxyproto"
 )
@@ -151,4 +153,53 @@ func checkProxyTLVs(header *proxyproto.Header, raw []byte) error {
 func addrPort(a *net.TCPAddr) netip.AddrPort {
 	ap := a.AddrPort()
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// ProxyVersion is a version of the PROXY protocol.
+type ProxyVersion byte
+
+// The versions of the PROXY protocol: a line of text, and a binary header.
+const (
+	ProxyV1 ProxyVersion = 1
+	ProxyV2 ProxyVersion = 2
+)
+
+// proxyHeaderTimeout bounds the write of a PROXY header, which fits into the buffer of any socket that is just open.
+const proxyHeaderTimeout = 5 * time.Second
+
+// clientAddrs are the two ends of a client's connection, as a PROXY header tells them.
+type clientAddrs struct{ src, dst netip.AddrPort }
+
+type clientAddrsKey struct{}
+
+// asClient returns a context in which connections to backends are made on behalf of the client.
+func (c *clientConn) asClient(ctx context.Context) context.Context {
+	return context.WithValue(ctx, clientAddrsKey{}, clientAddrs{c.remote, c.local})
+}
+
+// sendProxyHeader writes a PROXY header with the addresses of the client that the connection is made for. Outside of
+// asClient the connection is our own, as a health check's is, and the header says so: LOCAL, or UNKNOWN in version 1
+// (PROXY protocol, sections 2.1 and 2.2).
+func sendProxyHeader(ctx context.Context, conn net.Conn, version ProxyVersion) error {
+	addrs, _ := ctx.Value(clientAddrsKey{}).(clientAddrs)
+	header, err := proxyHeader(version, addrs.src, addrs.dst)
+	if err != nil {
+		return fmt.Errorf("PROXY header: %w", err)
+	}
+	conn.SetWriteDeadline(time.Now().Add(proxyHeaderTimeout))
+	if _, err := conn.Write(header); err != nil {
+		return fmt.Errorf("PROXY header: %w", err)
+	}
+	conn.SetWriteDeadline(time.Time{})
+	return nil
+}
+
+// proxyHeader makes a PROXY header. Addresses that are not valid are not told; of two families, IPv4 is told as mapped
+// into IPv6, since a header has room for one.
+func proxyHeader(version ProxyVersion, src, dst netip.AddrPort) ([]byte, error) {
+	header := &proxyproto.Header{Version: byte(version), Command: proxyproto.LOCAL, TransportProtocol: proxyproto.UNSPEC}
+	if src.IsValid() && dst.IsValid() {
+		header = proxyproto.HeaderProxyFromAddrs(byte(version), net.TCPAddrFromAddrPort(src), net.TCPAddrFromAddrPort(dst))
+	}
+	return header.Format()
 }

@@ -95,6 +95,8 @@ type Host struct {
 	HideHeaders        []string           // Bridge: fields of responses that clients do not get
 	RedirectTo         string             // Redirect: the target host name
 	Handler            http.Handler       // Answer
+
+	Mail map[MailProtocol]*Mail // the mail protocols under this name, whatever its mode
 }
 
 // certified tells whether connections for the host can be terminated.
@@ -133,6 +135,12 @@ type Backend struct {
 	Address string      // host:port to dial
 	TLS     *tls.Config // verification, SNI and session cache; nil: plain TCP
 	Drain   bool        // takes no new connections while another backend can
+	// SendProxy puts a PROXY header before everything else on each connection
+	// 0: none.
+	SendProxy ProxyVersion
+	// StartTLS: of a mail protocol, whose connection begins in clear and goes over to
+	// TLS by the protocol's own command.
+	StartTLS bool
 
 	state atomic.Pointer[backendState]
 }

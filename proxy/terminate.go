@@ -18,20 +18,29 @@ func (s *Server) terminateTLS(ctx context.Context, c *clientConn, host *Host) er
 	if c.table.protects {
 		conf, c.shown = present(host)
 	}
-	tc := tls.Server(c.conn, conf)
-	c.conn.SetDeadline(time.Now().Add(s.opts.HelloTimeout))
-	if err := tc.HandshakeContext(ctx); err != nil {
-		c.conn.Close()
+	tc, err := s.handshake(ctx, c, conf)
+	if err != nil {
 		return fmt.Errorf("TLS handshake: %w%s", err, handshakeHint(err, c.hello))
 	}
-	c.conn.SetDeadline(time.Time{})
-	state := tc.ConnectionState()
-	c.event.tls, c.event.resumed = state.Version, state.DidResume
-	err := s.relay(ctx, c, tc, host)
+	err = s.relay(ctx, c, tc, host)
 	// An orderly end says so (close_notify); a broken one has closed the socket already.
 	tc.SetWriteDeadline(time.Now().Add(lingerTime))
 	tc.Close()
 	return err
+}
+
+// handshake finishes the handshake that the peeked hello began.
+func (s *Server) handshake(ctx context.Context, c *clientConn, conf *tls.Config) (*tls.Conn, error) {
+	tc := tls.Server(c.conn, conf)
+	c.conn.SetDeadline(time.Now().Add(s.opts.HelloTimeout))
+	if err := tc.HandshakeContext(ctx); err != nil {
+		c.conn.Close()
+		return nil, err
+	}
+	c.conn.SetDeadline(time.Time{})
+	state := tc.ConnectionState()
+	c.event.tls, c.event.resumed = state.Version, state.DidResume
+	return tc, nil
 }
 
 // handshakeHint names what stands behind the handshake failures that puzzle

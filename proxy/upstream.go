@@ -182,7 +182,7 @@ func (dial dialFunc) connect(ctx context.Context, host *Host, a *attempt, timeou
 		return nil, err
 	}
 	a.tcp.Store(true)
-	if b.TLS != nil {
+	if b.TLS != nil && !b.StartTLS { // where TLS does not come first, being there is enough
 		tc := tls.Client(u.raw, b.TLS)
 		// Handshakes get the same time again: a server that accepts and then says
 		// nothing must not hold the client longer than one that is down.
@@ -203,6 +203,11 @@ func (dial dialFunc) tcp(ctx context.Context, a *attempt, timeout time.Duration)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	c, err := dial(ctx, "tcp", b.Address)
+	if err == nil && b.SendProxy != 0 {
+		if err = sendProxyHeader(ctx, c, b.SendProxy); err != nil {
+			c.Close()
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("dial backend %s (%s): %w", b.Name, b.Address, err)
 	}

@@ -35,7 +35,8 @@ type frontDoor struct {
 	closers []io.Closer
 	answer  *autodiscover.Handler // the last one made: a reload goes on counting failed logins where it was
 
-	https, http []string // addresses listened on, in the order of the config
+	https, http []string            // addresses listened on, in the order of the config
+	mail        map[string][]string // likewise, by the key of the protocol
 	admin       string
 	adminServer *http.Server
 	serving     sync.WaitGroup
@@ -53,7 +54,7 @@ type frontDoorOptions struct {
 // host's certificate takes that host down alone; what makes an answer unsafe (a
 // mailboxes file or a CA file that cannot be read) is an error.
 func newFrontDoor(cfg *config.Config, log zerolog.Logger, o frontDoorOptions) (*frontDoor, error) {
-	f := &frontDoor{cfg: cfg, log: log, dial: o.Dial, lab: o.Lab}
+	f := &frontDoor{cfg: cfg, log: log, dial: o.Dial, lab: o.Lab, mail: map[string][]string{}}
 	f.server = proxy.NewServer(proxy.Options{
 		Logger: log, ProxyProtocolFrom: cfg.Listen.ProxyProtocolFrom,
 		HelloTimeout: cfg.Limits.HelloTimeout, RequestHeadTimeout: cfg.Limits.RequestHeadTimeout, ClientIdleTimeout: cfg.Limits.ClientIdleTimeout,
@@ -135,6 +136,9 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 			if h.Site = sites[hc.Passthrough.Site]; h.Site == nil {
 				h.Site = passthroughSite(name, hc.Passthrough.Backends, cfg.Limits.ConnectTimeout)
 			}
+			if hc.SendProxy != "" {
+				h.Site = withProxyHeader(name, h.Site, hc.SendProxy)
+			}
 		case config.ModeRedirect:
 			h.Mode = proxy.Redirect
 		case config.ModeAnswer:
@@ -167,6 +171,9 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 				}
 			}
 		}
+		if h.Mail, err = f.buildMail(cfg, name, h.TLS); err != nil {
+			return nil, closers, err
+		}
 		for _, n := range append([]string{name}, hc.Aliases...) {
 			table.Hosts[proxy.CanonicalName(n)] = h
 		}
@@ -195,7 +202,7 @@ func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, o
 		site.HostMap = m
 	}
 	site.HostHeader = sc.HostHeader
-	options, err := backendTLS(cfg, sc)
+	options, err := backendTLS(cfg, trustOfSite(sc))
 	if err != nil {
 		return nil, nil, fmt.Errorf("site %s: %w", name, err)
 	}
@@ -236,28 +243,39 @@ func firstUseDir(cfg *config.Config) string {
 	return filepath.Join(cfg.Path(cfg.Certificates.Storage), "first-use")
 }
 
-// backendTLS is what the servers of a site have in common.
-func backendTLS(cfg *config.Config, sc *config.Site) (o tlsconf.BackendOptions, err error) {
-	o.Untrusted = sc.AllowInternalUntrustedCerts
-	if sc.Trust.CA != "" {
-		if o.Roots, err = tlsconf.LoadRoots(cfg.Path(sc.Trust.CA)); err != nil {
+// serverTrust is what the config says about TLS with a set of servers.
+type serverTrust struct {
+	config.Trust
+	tls       config.SiteTLS
+	untrusted bool
+}
+
+func trustOfSite(s *config.Site) serverTrust {
+	return serverTrust{s.Trust, s.TLS, s.AllowInternalUntrustedCerts}
+}
+
+// backendTLS is what a set of servers has in common.
+func backendTLS(cfg *config.Config, t serverTrust) (o tlsconf.BackendOptions, err error) {
+	o.Untrusted = t.untrusted
+	if t.CA != "" {
+		if o.Roots, err = tlsconf.LoadRoots(cfg.Path(t.CA)); err != nil {
 			return o, err
 		}
 	}
-	for _, text := range sc.Trust.Pin {
+	for _, text := range t.Pin {
 		pin, err := tlsconf.ParsePin(text)
 		if err != nil {
 			return o, err
 		}
 		o.Pins = append(o.Pins, pin)
 	}
-	if o.MinVersion, err = tlsconf.ParseVersion(sc.TLS.MinVersion); err != nil {
+	if o.MinVersion, err = tlsconf.ParseVersion(t.tls.MinVersion); err != nil {
 		return o, err
 	}
-	if o.MaxVersion, err = tlsconf.ParseVersion(sc.TLS.MaxVersion); err != nil {
+	if o.MaxVersion, err = tlsconf.ParseVersion(t.tls.MaxVersion); err != nil {
 		return o, err
 	}
-	o.CipherSuites, err = tlsconf.ParseCipherSuites(sc.TLS.Ciphers)
+	o.CipherSuites, err = tlsconf.ParseCipherSuites(t.tls.Ciphers)
 	return o, err
 }
 
@@ -364,6 +382,15 @@ func (f *frontDoor) listen() (err error) {
 	}
 	if err := open(f.cfg.Listen.HTTP, f.server.ServeHTTP, &f.http); err != nil {
 		return err
+	}
+	for _, key := range config.MailKeys() {
+		protocol := mailProtocols[key]
+		serve := func(ln net.Listener, name string) error { return f.server.ServeMail(ln, name, protocol) }
+		var bound []string
+		if err := open(f.cfg.Listen.Mail(key), serve, &bound); err != nil {
+			return err
+		}
+		f.mail[key] = bound
 	}
 	if f.cfg.Listen.Admin != "" {
 		var admin []string
