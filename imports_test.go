@@ -20,15 +20,16 @@ const module = "github.com/autodgate/autodgate"
 // together, and the tests in this directory, which look at the project as a whole, know everything.
 var mayImport = map[string][]string{
 	"":                       {},
-	"autodiscover":           {"directory"},
+	"autodiscover":           {"directory", "internal/throttle"},
 	"autodiscover/discovery": {},
-	"cmd/autodgate":          {"", "autodiscover", "autodiscover/discovery", "config", "directory", "lab", "proxy", "tlsconf"},
+	"cmd/autodgate":          {"", "autodiscover", "autodiscover/discovery", "config", "directory", "internal/throttle", "lab", "proxy", "tlsconf"},
 	"config":                 {},
 	"directory":              {},
 	"internal/peer":          {},
+	"internal/throttle":      {},
 	// The lab talks to the front door over the wire, as anybody else does.
 	"lab":     {"", "autodiscover", "directory", "tlsconf"},
-	"proxy":   {},
+	"proxy":   {"internal/throttle"}, // which counts logins and knows nothing else
 	"tlsconf": {},
 }
 

@@ -3,7 +3,7 @@
 //
 // A request takes four steps, and each is a file:
 //
-//	login.go      who is asking: Basic, throttled (throttle.go), 401 before
+//	login.go      who is asking: Basic, throttled (internal/throttle), 401 before
 //	              anything of the body is read
 //	pox.go        what is asked: the XML request, checked token by token
 //	resolve.go    what the answer is: settings, a redirect, or an error code;

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/autodgate/autodgate/directory"
+	"github.com/autodgate/autodgate/internal/throttle"
 	"github.com/rs/zerolog"
 )
 
@@ -36,11 +37,10 @@ type Options struct {
 	// InternalNetworks are where clients are told the internal URLs.
 	InternalNetworks []netip.Prefix
 
-	// Throttle bounds failed logins. Previous is the handler that this one takes
-	// over from, if any: its counts go on, so that a new configuration does not
-	// give everybody new tries.
-	Throttle Limits
-	Previous *Handler
+	// Throttle bounds failed logins. Who makes a new handler for a new configuration
+	// hands on the old one's, so that nobody is given new tries. Nil: one of its own,
+	// with the default limits.
+	Throttle *throttle.Throttle
 
 	Logger zerolog.Logger
 	Now    func() time.Time // for error documents and limits; nil is time.Now
@@ -54,7 +54,7 @@ type Handler struct {
 	domains   map[string]*domain
 	directory directory.Directory
 	internal  []netip.Prefix
-	throttle  *throttle
+	throttle  *throttle.Throttle
 	log       zerolog.Logger
 	now       func() time.Time
 	challenge string
@@ -72,6 +72,7 @@ func NewHandler(o Options) *Handler {
 		internal:  o.InternalNetworks,
 		log:       o.Logger,
 		now:       o.Now,
+		throttle:  o.Throttle,
 	}
 	if h.now == nil {
 		h.now = time.Now
@@ -80,11 +81,8 @@ func NewHandler(o Options) *Handler {
 	if realm == "" {
 		realm = DefaultRealm
 	}
-	if o.Previous != nil {
-		h.throttle = o.Previous.throttle
-		h.throttle.setLimits(o.Throttle)
-	} else {
-		h.throttle = newThrottle(o.Throttle, h.now)
+	if h.throttle == nil {
+		h.throttle = throttle.New(throttle.Limits{}, h.now)
 	}
 	h.challenge = "Basic realm=" + quoted(realm)
 	h.serverID = hashID(realm)

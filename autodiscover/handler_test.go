@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/autodgate/autodgate/directory"
+	"github.com/autodgate/autodgate/internal/throttle"
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 )
@@ -62,7 +63,7 @@ func TestSamples(t *testing.T) {
 				isChallenge(t, do(h, request(body, "", "")))
 				isChallenge(t, do(h, request(body, "pat@contoso.com", "wrong")))
 				isChallenge(t, do(h, request(body, "nobody@contoso.com", "wrong", from("198.51.100.1:1"))))
-				h.throttle = newThrottle(Limits{}, h.now)
+				h.throttle = throttle.New(throttle.Limits{}, h.now)
 				for _, login := range right {
 					a := do(h, request(body, "", "", login))
 					switch want {
@@ -638,7 +639,7 @@ func TestConcurrentRequests(t *testing.T) {
 	for err := range errs {
 		t.Error(err)
 	}
-	if n := len(h.throttle.users) + len(h.throttle.sources); n != 0 {
-		t.Errorf("%d counters left after nothing but right logins", n)
+	if c := h.throttle.Counts(); c != (throttle.Counts{}) {
+		t.Errorf("after nothing but right logins: %+v", c)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/autodgate/autodgate/directory"
+	"github.com/autodgate/autodgate/internal/throttle"
 )
 
 // loginResult says who asks. Exactly one of its parts is set; none means that
@@ -40,9 +41,10 @@ func (h *Handler) login(r *http.Request, source netip.Addr) loginResult {
 		if len(accounts) == 0 {
 			accounts = []string{"unknown " + names[i]}
 		}
-		counted = append(counted, accounts...)
+		// The name alone as well, under which logins at bridged hosts are counted.
+		counted = append(append(counted, accounts...), throttle.Name(names[i]))
 	}
-	end, wait, err := h.throttle.begin(r.Context(), sourceKey(source), counted...)
+	attempt, wait, err := h.throttle.Begin(r.Context(), source, names[0], counted...)
 	if err != nil || wait > 0 {
 		if wait > 0 {
 			h.log.Info().Stringer("source", source).Dur("wait_ms", wait).Msg("login refused after too many failures")
@@ -50,20 +52,20 @@ func (h *Handler) login(r *http.Request, source netip.Addr) loginResult {
 		return loginResult{wait: wait, err: err}
 	}
 	// A panic below must not leave the attempt counted as running.
-	v := undecided
-	defer func() { end(v) }()
+	v := throttle.Undecided
+	defer func() { attempt.End(v) }()
 
 	for i, reading := range readings {
 		m, err := h.directory.Authenticate(r.Context(), names[i], string(reading.Password))
 		switch {
 		case err == nil:
-			v = accepted
+			v = throttle.Accepted
 			return loginResult{mailbox: m}
 		case !errors.Is(err, directory.ErrBadCredentials):
 			return loginResult{err: err}
 		}
 	}
-	v = rejected
+	v = throttle.Rejected
 	h.log.Warn().Stringer("source", source).Msg("login failed")
 	h.log.Debug().Stringer("source", source).Str("user", names[0]).Msg("login failed")
 	return loginResult{}
@@ -85,17 +87,6 @@ func (h *Handler) loginName(name string) string {
 		name = d.redirectAddress(name)
 	}
 	return name
-}
-
-// sourceKey is the unit in which a source is counted: an IPv6 customer has at
-// least a /64.
-func sourceKey(source netip.Addr) string {
-	if source.Is6() {
-		if p, err := source.WithZone("").Prefix(64); err == nil {
-			return p.String()
-		}
-	}
-	return source.String()
 }
 
 // clientAddr is the address of the client, without a port; invalid if RemoteAddr

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/autodgate/autodgate/directory"
+	"github.com/autodgate/autodgate/internal/throttle"
 )
 
 type clock struct{ t atomic.Int64 }
@@ -77,8 +78,17 @@ func TestFailedLoginsPerSource(t *testing.T) {
 			t.Fatalf("right login after attempt %d: %d", i, a.status)
 		}
 	}
-	if a := do(h, request("", "lee@contoso.com", "lee's", from("[2001:db8::ffff]:1"))); a.status != 429 {
+	if a := do(h, request("", "pat@contoso.com", "secret", from("[2001:db8::ffff]:1"))); a.status != 429 {
 		t.Errorf("the source is not shut out: %d", a.status)
+	}
+	// Who has logged in from there before still can, until that fails.
+	for _, tc := range []struct {
+		password string
+		want     int
+	}{{"lee's", 200}, {"wrong", 401}, {"lee's", 200}} {
+		if a := do(h, request("", "lee@contoso.com", tc.password, from("[2001:db8::fffe]:1"))); a.status != tc.want {
+			t.Errorf("lee with %q: %d, want %d", tc.password, a.status, tc.want)
+		}
 	}
 	isChallenge(t, do(h, request("", "", "", from("[2001:db8::ffff]:1"))))
 	if a := do(h, request("", "lee@contoso.com", "lee's", from("[2001:db8:0:1::1]:1"))); a.status != 200 {
@@ -88,11 +98,12 @@ func TestFailedLoginsPerSource(t *testing.T) {
 
 func TestCountsOutliveTheHandler(t *testing.T) {
 	o := testOptions(t)
+	o.Throttle = throttle.New(throttle.Limits{}, time.Now)
 	h := NewHandler(o)
 	for range 5 {
 		isChallenge(t, do(h, request("", "pat@contoso.com", "wrong")))
 	}
-	o.Previous, o.Throttle = h, Limits{PerUser: 5}
+	o.Throttle.SetLimits(throttle.Limits{PerUser: 5})
 	if a := do(NewHandler(o), request("", "pat@contoso.com", "secret")); a.status != 429 {
 		t.Errorf("after a change of configuration: %d, want 429", a.status)
 	}
@@ -100,7 +111,7 @@ func TestCountsOutliveTheHandler(t *testing.T) {
 
 func TestLimitsCanBeSwitchedOff(t *testing.T) {
 	o := testOptions(t)
-	o.Throttle = Limits{PerUser: -1, PerSource: -1}
+	o.Throttle = throttle.New(throttle.Limits{PerUser: -1, PerSource: -1}, time.Now)
 	h := NewHandler(o)
 	for range 150 {
 		isChallenge(t, do(h, request("", "pat@contoso.com", "wrong")))
@@ -155,45 +166,6 @@ func TestABurstCannotOutrunTheCount(t *testing.T) {
 			t.Errorf("60 right passwords at once: answers %v, %d at a time", got, slow.most.Load())
 		}
 	})
-}
-
-func TestWaitingEndsWithTheRequest(t *testing.T) {
-	th := newThrottle(Limits{PerUser: 1}, time.Now)
-	end, wait, err := th.begin(t.Context(), "s", "u")
-	if err != nil || wait != 0 {
-		t.Fatal(wait, err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, _, err := th.begin(ctx, "s", "u"); !errors.Is(err, context.Canceled) {
-		t.Errorf("%v, want context.Canceled", err)
-	}
-	end(undecided)
-	if len(th.users)+len(th.sources) != 0 {
-		t.Error("an attempt without a verdict is counted")
-	}
-}
-
-func TestThrottleMemoryIsBounded(t *testing.T) {
-	c := &clock{}
-	th := newThrottle(Limits{PerSource: -1}, c.now)
-	fail := func(name string) {
-		if end, wait, _ := th.begin(context.Background(), "s", name); wait == 0 {
-			end(rejected)
-		}
-	}
-	for range 8 {
-		fail("victim")
-	}
-	for i := range maxTallies + 5000 {
-		fail(fmt.Sprint(i))
-	}
-	if len(th.users) > maxTallies {
-		t.Errorf("%d users remembered, at most %d", len(th.users), maxTallies)
-	}
-	if _, wait, _ := th.begin(context.Background(), "s", "victim"); wait == 0 {
-		t.Error("made-up names push out the account under attack")
-	}
 }
 
 func TestDirectoryFailureCountsNothing(t *testing.T) {

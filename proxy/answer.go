@@ -39,6 +39,9 @@ func (s *session) answer(ctx context.Context, rt route) (keep bool, err error) {
 		if rt.allow != nil {
 			header["Allow"] = []string{strings.Join(rt.allow, ", ")}
 		}
+		if rt.retryAfter > 0 {
+			header["Retry-After"] = []string{strconv.Itoa(int((rt.retryAfter + time.Second - 1) / time.Second))}
+		}
 	case actRedirect:
 		// 302, and not to be kept: a 301 outlives the day the target moves
 		// (AUTODISCOVER.md section 1.3).
@@ -56,7 +59,7 @@ func (s *session) answer(ctx context.Context, rt route) (keep bool, err error) {
 		status, header, body = he.status, nil, []byte(he.reason+"\n")
 	}
 	// What could not be read for certain is not followed by anything.
-	doubt := rt.action == actStatus && rt.status == http.StatusBadRequest
+	doubt := rt.action == actStatus && (rt.status == http.StatusBadRequest || rt.status == http.StatusTooManyRequests)
 	keep = h.persistent() && !doubt && status != http.StatusRequestEntityTooLarge && !s.srv.closing.Load() && rb.broken == nil
 	switch {
 	case rb.body.done, rb.body.kind == lengthBody && rb.body.left <= drainLimit, rb.body.kind == chunkedBody:

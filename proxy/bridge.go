@@ -91,6 +91,9 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 	}
 	// Put together before anything else is read: the head's fields are in the buffer.
 	s.out = appendRequestHead(s.out[:0], &s.head, rt.target, fw)
+	if ok, keep, err := s.admit(ctx, &rt); !ok {
+		return keep, err
+	}
 	up, err := s.upstream(ctx, rt)
 	if up != nil {
 		s.ev.upstream(up)
@@ -111,7 +114,7 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 	}
 	x := &exchange{
 		begin: time.Now(), s: s, up: up, vdir: rt.vdir, edit: s.responseEdit(rt, up.backend), rewrite: rewrite,
-		body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody(), bodyBy: s.formTime(&rt),
+		body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody(), bodyBy: s.formTime(&rt), wroteContinue: s.continued,
 	}
 	wholeBody, err := x.sendHead()
 	if x.unsent && !up.identity && !fw.rename {
@@ -238,6 +241,7 @@ func (x *exchange) respond(ctx context.Context, upgrade bool) (keep bool, err er
 	}
 	up.used = true
 	s.ev.status = s.resp.status
+	s.answered(x.vdir)
 	if s.resp.status == http.StatusSwitchingProtocols {
 		if !upgrade {
 			return s.failed(ctx, x, malformed("101 Switching Protocols that was not asked for"))

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/autodgate/autodgate/internal/throttle"
 )
 
 // session is the HTTP life of one client connection: one goroutine reads a head,
@@ -37,6 +39,11 @@ type session struct {
 	identity bool // the connection belongs to a user (NTLM, Negotiate)
 	idle     atomic.Bool
 	writeBy  time.Time // the write deadline in force
+	// What the request at hand logs in with, and whether it may (logins.go).
+	login     login
+	attempt   *throttle.Attempt // nil: nothing is counted
+	proven    uint64            // hash of the Basic credentials that were right last; 0: none
+	continued bool              // 100 Continue was sent before a backend could say so
 	// lingerDue: the client may still be sending when the connection closes.
 	lingerDue bool
 
@@ -83,6 +90,7 @@ func (s *session) serve(ctx context.Context) error {
 		switch rt.action {
 		case actBridge:
 			keep, err = s.bridge(ctx, rt)
+			s.endLogin()
 		default:
 			keep, err = s.answer(ctx, rt)
 		}

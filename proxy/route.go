@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -19,16 +20,18 @@ const (
 
 // route is the outcome of routing one request.
 type route struct {
-	action   action
-	status   int
-	why      string // for the log, with actStatus
-	allow    []string
-	location string
-	handler  http.Handler
-	host     *Host
-	vdir     *VirtualDirectory
-	path     string     // canonical, with actBridge
-	rule     ruleNumber // of attacks.go, if one matched
+	action action
+	status int
+	why    string // for the log, with actStatus
+	allow  []string
+	// retryAfter is when the client may ask again, with actStatus.
+	retryAfter time.Duration
+	location   string
+	handler    http.Handler
+	host       *Host
+	vdir       *VirtualDirectory
+	path       string     // canonical, with actBridge
+	rule       ruleNumber // of attacks.go, if one matched
 	// target is what the backend is asked for: the raw request target, except for
 	// autodiscover.json, which is rebuilt (see v2Target).
 	target string

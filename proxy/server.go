@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/autodgate/autodgate/internal/throttle"
 )
 
 // Options are a server's settings for its life. Zero values take the defaults.
@@ -21,6 +23,9 @@ type Options struct {
 	RequestHeadTimeout time.Duration // a request head, from the connection's begin or its own first byte; default 30 s
 	ClientIdleTimeout  time.Duration // between requests; default 5 min, at least 20 min once NTLM or Negotiate was used
 	Connections        int           // 0: no limit
+	// Logins counts failed logins at bridged hosts; nil: one of its own with the
+	// default limits.
+	Logins *throttle.Throttle
 	// BindingInterval is how often servers of sites with Extended Protection are asked
 	// for their certificate, beside start, reloads and every connection; default 1 min.
 	BindingInterval time.Duration
@@ -64,6 +69,9 @@ func NewServer(o Options) *Server {
 	def(&o.RequestHeadTimeout, 30*time.Second)
 	def(&o.ClientIdleTimeout, 5*time.Minute)
 	def(&o.BindingInterval, time.Minute)
+	if o.Logins == nil {
+		o.Logins = throttle.New(throttle.Limits{}, time.Now)
+	}
 	if o.Dial == nil {
 		// Keep-alive probes end connections to a server that vanished.
 		o.Dial = (&net.Dialer{KeepAlive: time.Minute}).DialContext

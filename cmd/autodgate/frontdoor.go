@@ -20,6 +20,7 @@ import (
 	"github.com/autodgate/autodgate/autodiscover"
 	"github.com/autodgate/autodgate/config"
 	"github.com/autodgate/autodgate/directory"
+	"github.com/autodgate/autodgate/internal/throttle"
 	"github.com/autodgate/autodgate/proxy"
 	"github.com/autodgate/autodgate/tlsconf"
 )
@@ -33,7 +34,7 @@ type frontDoor struct {
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 	lab     bool
 	closers []io.Closer
-	answer  *autodiscover.Handler // the last one made: a reload goes on counting failed logins where it was
+	logins  *throttle.Throttle // failed ones, wherever they are checked; a reload goes on counting
 
 	https, http []string            // addresses listened on, in the order of the config
 	mail        map[string][]string // likewise, by the key of the protocol
@@ -54,11 +55,11 @@ type frontDoorOptions struct {
 // host's certificate takes that host down alone; what makes an answer unsafe (a
 // mailboxes file or a CA file that cannot be read) is an error.
 func newFrontDoor(cfg *config.Config, log zerolog.Logger, o frontDoorOptions) (*frontDoor, error) {
-	f := &frontDoor{cfg: cfg, log: log, dial: o.Dial, lab: o.Lab, mail: map[string][]string{}}
+	f := &frontDoor{cfg: cfg, log: log, dial: o.Dial, lab: o.Lab, logins: throttle.New(loginLimits(cfg), time.Now), mail: map[string][]string{}}
 	f.server = proxy.NewServer(proxy.Options{
 		Logger: log, ProxyProtocolFrom: cfg.Listen.ProxyProtocolFrom,
 		HelloTimeout: cfg.Limits.HelloTimeout, RequestHeadTimeout: cfg.Limits.RequestHeadTimeout, ClientIdleTimeout: cfg.Limits.ClientIdleTimeout,
-		Connections: cfg.Limits.Connections, Dial: o.Dial,
+		Connections: cfg.Limits.Connections, Logins: f.logins, Dial: o.Dial,
 	})
 	table, closers, err := f.buildTable(cfg)
 	if err != nil {
@@ -76,6 +77,7 @@ func (f *frontDoor) reload(cfg *config.Config) error {
 	if err != nil {
 		return err
 	}
+	f.logins.SetLimits(loginLimits(cfg))
 	f.server.SetTable(table)
 	old := f.closers
 	f.cfg, f.closers = cfg, closers
@@ -184,7 +186,6 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 			table.Defaults[address] = h
 		}
 	}
-	f.answer = answer
 	return table, closers, nil
 }
 
@@ -311,10 +312,7 @@ func (f *frontDoor) certificate(cfg *config.Config, name string, h *config.Host)
 // buildAnswer makes the Autodiscover handler and opens the mailboxes.
 func (f *frontDoor) buildAnswer(cfg *config.Config) (*autodiscover.Handler, io.Closer, error) {
 	o := autodiscover.Options{
-		Domains: map[string]autodiscover.Domain{}, InternalNetworks: cfg.InternalNetworks, Logger: f.log, Previous: f.answer,
-		Throttle: autodiscover.Limits{
-			PerUser: noLimit(cfg.Limits.FailedLogins.PerUser), PerSource: noLimit(cfg.Limits.FailedLogins.PerSource), Window: cfg.Limits.FailedLogins.Window,
-		},
+		Domains: map[string]autodiscover.Domain{}, InternalNetworks: cfg.InternalNetworks, Logger: f.log, Throttle: f.logins,
 	}
 	for name, d := range cfg.Domains {
 		o.Domains[name] = autodiscover.Domain{
@@ -335,6 +333,12 @@ func (f *frontDoor) buildAnswer(cfg *config.Config) (*autodiscover.Handler, io.C
 	}
 	o.Directory = dir
 	return autodiscover.NewHandler(o), dir, nil
+}
+
+// loginLimits are the limits of failed logins.
+func loginLimits(cfg *config.Config) throttle.Limits {
+	l := cfg.Limits.FailedLogins
+	return throttle.Limits{PerUser: noLimit(l.PerUser), PerSource: noLimit(l.PerSource), Window: l.Window}
 }
 
 // noLimit translates the config's 0 (no limit) for a package whose 0 is the
