@@ -69,14 +69,14 @@ func basic(user, password string) string {
 	return "Authorization: Basic " + b64([]byte(user+":"+password)) + "\r\n"
 }
 
-// cas is a backend that takes logins of every kind; the password is "right". It
+// loginCAS is a backend that takes logins of every kind; the password is "right". It
 // counts how many it was given to check.
-type cas struct {
+type loginCAS struct {
 	checked atomic.Int32
 	delay   time.Duration
 }
 
-func (k *cas) serve(c *recorded) {
+func (k *loginCAS) serve(c *recorded) {
 	user := ""
 	for {
 		r, err := http.ReadRequest(c.br)
@@ -142,7 +142,7 @@ func (k *cas) serve(c *recorded) {
 
 // loginFront is a front door behind a proxy that it trusts, so that a test can
 // come from anywhere.
-func loginFront(t *testing.T, k *cas) *front {
+func loginFront(t *testing.T, k *loginCAS) *front {
 	b := newRecorder(t, k.serve)
 	return newFront(t, func(_ *front, o *Options, tb *Table) {
 		o.Logger = o.Logger.Level(zerolog.DebugLevel)
@@ -242,7 +242,7 @@ func TestFailedLoginsOfAUser(t *testing.T) {
 	for name, way := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			k := &cas{}
+			k := &loginCAS{}
 			f := loginFront(t, k)
 			users := []string{"pat@contoso.com", `CONTOSO\pat`, "PAT", "Pat@contoso.local"}
 			for i := range 8 {
@@ -266,7 +266,7 @@ func TestFailedLoginsOfAUser(t *testing.T) {
 	}
 	t.Run("together", func(t *testing.T) { // every way counts for the same user
 		t.Parallel()
-		k := &cas{}
+		k := &loginCAS{}
 		f := loginFront(t, k)
 		for range 2 {
 			for _, way := range ways {
@@ -292,7 +292,7 @@ func TestGuessesElsewhereDoNotShutOutTheUser(t *testing.T) {
 	for name, way := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			k := &cas{}
+			k := &loginCAS{}
 			f := loginFront(t, k)
 			phone := f.dial("mail.contoso.com")
 			f.knock(phone, "192.0.2.1", eas, basic("pat", "right"), "")
@@ -320,7 +320,7 @@ func TestGuessesElsewhereDoNotShutOutTheUser(t *testing.T) {
 // What is no failed guess is not counted: the legs of a handshake, requests without
 // credentials, a way to log in that the server does not have, long polls.
 func TestNoFailedLogin(t *testing.T) {
-	k := &cas{}
+	k := &loginCAS{}
 	f := loginFront(t, k)
 	c := f.dial("mail.contoso.com")
 	ntlm := func(token []byte) string { return "Authorization: NTLM " + b64(token) + "\r\n" }
@@ -353,7 +353,7 @@ func TestNoFailedLogin(t *testing.T) {
 
 // A login that the server never checked makes nobody known, and resets nothing.
 func TestAnonymousPathsProveNothing(t *testing.T) {
-	k := &cas{}
+	k := &loginCAS{}
 	f := loginFront(t, k)
 	for range 12 {
 		if r := f.knock(nil, "198.51.100.1", eas, basic("pat", "wrong"), ""); r.StatusCode == 429 {
@@ -401,7 +401,7 @@ func TestNamesCannotBeHidden(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			k := &cas{}
+			k := &loginCAS{}
 			f := loginFront(t, k)
 			refused := 0
 			for range 12 {
@@ -415,7 +415,7 @@ func TestNamesCannotBeHidden(t *testing.T) {
 		})
 	}
 	t.Run("chunked", func(t *testing.T) {
-		k := &cas{}
+		k := &loginCAS{}
 		f := loginFront(t, k)
 		for range 12 {
 			c := f.dial("mail.contoso.com")
@@ -430,7 +430,7 @@ func TestNamesCannotBeHidden(t *testing.T) {
 
 // R-11.7: many at once cannot outrun the count, over any number of connections.
 func TestLoginsAtOnce(t *testing.T) {
-	k := &cas{delay: 50 * time.Millisecond}
+	k := &loginCAS{delay: 50 * time.Millisecond}
 	f := loginFront(t, k)
 	var wg sync.WaitGroup
 	for i := range 40 {
@@ -454,7 +454,7 @@ func TestLoginsAtOnce(t *testing.T) {
 // R-11.7: a source that tries one password for many users is stopped; IPv6 counts by
 // /64. Whoever has logged in from there goes on, which is what offices need.
 func TestFailedLoginsOfASource(t *testing.T) {
-	k := &cas{}
+	k := &loginCAS{}
 	b := newRecorder(t, k.serve)
 	f := newFront(t, func(_ *front, o *Options, tb *Table) {
 		o.Logins = throttle.New(throttle.Limits{PerSource: 12}, time.Now)
@@ -520,7 +520,7 @@ func TestLoginsDoNotAllocate(t *testing.T) {
 // backends and clients. Every secret is a word of its own that is looked for, also
 // encoded.
 func TestSecretsNeverReachTheLog(t *testing.T) {
-	k := &cas{}
+	k := &loginCAS{}
 	b := newRecorder(t, k.serve)
 	broken := newRecorder(t, func(c *recorded) {
 		h, _ := c.head()
