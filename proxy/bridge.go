@@ -41,6 +41,7 @@ type exchange struct {
 	edit          *responseEdit // what changes in response heads; nil: nothing
 	rewrite       bool          // the answer is an Autodiscover document whose names change
 	unsent        bool          // nothing of the request has gone out
+	drain         int64         // how much of the body is carried behind an early response
 	hasBody       bool          // the request has a body
 	wroteContinue bool          // 100 Continue was sent to the client
 }
@@ -69,6 +70,7 @@ var (
 	errBackendSilent = errors.New("backend silent for too long")
 	errClientStalled = errors.New("client stopped sending the body")
 	errBackendWrite  = errors.New("backend does not take the request")
+	errRenegotiation = errors.New("TLS renegotiation not complete in time")
 )
 
 // bridge sends the request to the site of the route's host and its response
@@ -256,6 +258,7 @@ func (x *exchange) respond(ctx context.Context, upgrade bool) (keep bool, err er
 func (x *exchange) sendResponse(ctx context.Context) (keep bool, err error) {
 	s := x.s
 	rb := responseBody(&s.resp, s.head.method, &x.up.in)
+	x.drain = x.drainLimit()
 	lasts := rb.kind != untilClose
 	var document []byte
 	if x.rewrite && s.resp.status == http.StatusOK && !rb.done {
@@ -341,10 +344,11 @@ func (x *exchange) tooMuchLeft() bool {
 	if x.bodyHeldBack() {
 		return false
 	}
-	return s.head.contentLength-x.moved.Load() > x.drainLimit()
+	return s.head.contentLength-x.moved.Load() > x.drain
 }
 
-// drainLimit is how much of the body is carried behind this early response.
+// drainLimit is how much of the body is carried behind this early response. It looks
+// into the response's head, which is there only until the response's body is read.
 func (x *exchange) drainLimit() int64 {
 	if s := x.s; s.resp.status == http.StatusUnauthorized && (s.head.identity || s.resp.challengesConnection()) {
 		return loginDrainLimit
@@ -386,7 +390,7 @@ func (x *exchange) awaitBody() {
 	if x.bodyHeldBack() {
 		silence = x.vdir.RequestIdle // the client may take its time to send it after all
 	}
-	limit := x.moved.Load() + x.drainLimit()
+	limit := x.moved.Load() + x.drain
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for x.idleFor() < silence && x.moved.Load() <= limit {
@@ -496,14 +500,6 @@ func (x *exchange) idleFor() time.Duration { return time.Since(x.begin) - time.D
 // client too: from then on the uplink notices if it leaves.
 func (x *exchange) fillUpstream() error {
 	s, up := x.s, x.up
-	if !x.started {
-		up.conn.SetReadDeadline(time.Now().Add(min(quickWait, x.vdir.ResponseIdle)))
-		if err := up.in.fill(); !isTimeout(err) {
-			x.touch()
-			return err
-		}
-		x.startUplink()
-	}
 	for {
 		wait := x.vdir.ResponseIdle - x.idleFor()
 		if wait <= 0 {
@@ -513,13 +509,18 @@ func (x *exchange) fillUpstream() error {
 		if owed {
 			wait = min(wait, max(expectWait-x.idleFor(), time.Millisecond))
 		}
-		up.conn.SetReadDeadline(time.Now().Add(wait))
-		err := up.in.fill()
+		deadline := time.Now().Add(wait)
+		up.conn.SetReadDeadline(deadline)
+		err := x.fillWatched()
 		if !isTimeout(err) {
 			if err == nil {
 				x.touch()
 			}
 			return err
+		}
+		if time.Now().Before(deadline) {
+			// crypto/tls repeats for ever the error that a renegotiation ended with.
+			return errRenegotiation
 		}
 		if owed && x.continueOwed() && x.idleFor() >= expectWait {
 			x.wroteContinue = true
@@ -529,6 +530,25 @@ func (x *exchange) fillUpstream() error {
 			}
 		}
 	}
+}
+
+// fillWatched reads from the backend, and has the client watched if that takes more
+// than a moment. The moment is a timer's, not a read deadline's: a deadline that
+// falls into a renegotiation breaks the connection.
+func (x *exchange) fillWatched() error {
+	if x.started {
+		return x.up.in.fill()
+	}
+	watched := make(chan struct{})
+	timer := time.AfterFunc(quickWait, func() {
+		x.startUplink()
+		close(watched)
+	})
+	err := x.up.in.fill()
+	if !timer.Stop() {
+		<-watched
+	}
+	return err
 }
 
 // continueOwed tells whether the client still waits for 100 Continue before it
