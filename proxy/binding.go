@@ -124,6 +124,11 @@ func (i *CertificateInfo) String() string {
 	return fmt.Sprintf("%q, serial %s, SHA-256 %s", i.Subject, i.Serial, i.SHA256)
 }
 
+// short is for one of several in an error.
+func (i *CertificateInfo) short() string {
+	return fmt.Sprintf("with serial %s (SHA-256 %.16s…)", i.Serial, i.SHA256)
+}
+
 // MarshalZerologObject writes the certificate as an object of a log line.
 func (i *CertificateInfo) MarshalZerologObject(e *zerolog.Event) {
 	e.Str("subject", i.Subject).Str("serial", i.Serial).Time("not_after", i.NotAfter).Str("sha256", i.SHA256)
@@ -373,6 +378,11 @@ type pairKey struct {
 func (p pair) server() serverKey { return serverKey{p.site.Name, p.backend.Address} }
 func (p pair) key() pairKey      { return pairKey{p.server(), p.host.Name} }
 
+// MarshalZerologObject writes what the pair is into a log line.
+func (p pair) MarshalZerologObject(e *zerolog.Event) {
+	e.Str("site", p.site.Name).Str("backend", p.backend.Name).Str("host", p.host.Name).Stringer("extended_protection", p.site.ExtendedProtection)
+}
+
 // sighting is what a server showed last, in a full handshake.
 type sighting struct {
 	leaf *x509.Certificate
@@ -555,31 +565,28 @@ func (b *bindings) tell(p pair) {
 	if now == before {
 		return
 	}
-	event := func(e *zerolog.Event) *zerolog.Event {
-		return e.Str("site", p.site.Name).Str("backend", p.backend.Name).Str("host", p.host.Name).
-			Stringer("extended_protection", p.site.ExtendedProtection).Str("state", string(now.state))
-	}
+	state := string(now.state)
 	switch now.state {
 	case BindingMatch:
 		if spoken {
-			event(b.log.Info()).Msg("Extended Protection: clients see the server's certificate again")
+			b.log.Info().EmbedObject(p).Str("state", state).Msg("Extended Protection: clients see the server's certificate again")
 		}
 	case BindingUnknown:
-		e := event(b.log.Warn())
+		cause := "the server's certificate is not known yet"
 		if own == nil {
-			e.Msg("Extended Protection: the certificates cannot be compared, since there is none to show to clients yet")
-			return
+			cause = "there is none to show to clients yet"
 		}
-		e.AnErr("error", sight.err).Msg("Extended Protection: the server's certificate is not known yet, so it cannot be compared with the one that clients see")
+		b.log.Warn().EmbedObject(p).Str("state", state).AnErr("error", sight.err).Msg("Extended Protection: certificates cannot be compared: " + cause)
 	case BindingMismatch:
-		e, consequence := event(b.log.Warn()), "clients that bind their logins to it (NTLM, Kerberos) are refused if the server checks that: 401 again and again, event 4625 with status 0xC000035B"
+		level, consequence := zerolog.WarnLevel, "clients that bind their logins to it (NTLM, Kerberos) are refused if the server checks that: 401 again and again, event 4625 with status 0xC000035B"
 		if p.site.ExtendedProtection == ProtectionRequired {
-			e, consequence = event(b.log.Error()), "the server is not used"
+			level, consequence = zerolog.ErrorLevel, "the server is not used"
 		}
-		if r := Rotation(own, sight.leaf); r != "" {
-			e = e.Str("rotation", r)
-		}
-		e.Object("own_certificate", DescribeCertificate(own)).Object("server_certificate", DescribeCertificate(sight.leaf)).
+		b.log.WithLevel(level).EmbedObject(p).Str("state", state).Func(func(e *zerolog.Event) {
+			if r := Rotation(own, sight.leaf); r != "" {
+				e.Str("rotation", r)
+			}
+		}).Object("own_certificate", DescribeCertificate(own)).Object("server_certificate", DescribeCertificate(sight.leaf)).
 			Str("want", BindingAdvice(own, sight.leaf)).
 			Msg("EXTENDED PROTECTION: THE SERVER'S CERTIFICATE IS NOT THE ONE THAT CLIENTS SEE: " + consequence)
 	}
@@ -611,8 +618,8 @@ func (b *bindings) connect(ctx context.Context, site *Site, own *x509.Certificat
 		case state == BindingMatch:
 			return u, nil
 		case state == BindingMismatch:
-			err = fmt.Errorf("backend %s (%s) is %w: the client was shown the certificate %s, and the server has %s (%s)",
-				backend.Name, backend.Address, errUnbound, DescribeCertificate(own), DescribeCertificate(theirs), BindingAdvice(own, theirs))
+			err = fmt.Errorf("backend %s (%s) is %w: the client was shown the certificate %s, and the server has %s",
+				backend.Name, backend.Address, errUnbound, DescribeCertificate(own).short(), DescribeCertificate(theirs).short())
 		case theirs == nil:
 			err = fmt.Errorf("backend %s (%s) is %w: it shows no certificate", backend.Name, backend.Address, errUnbound)
 		default:

@@ -199,7 +199,7 @@ func (l *live) site(name string) []func(context.Context) findings {
 func (l *live) server(ctx context.Context, name string, s config.Server, b *proxy.Backend) (f findings) {
 	f = findings{where: "site " + name + ": server " + s.Address()}
 	sc := l.cfg.Sites[name]
-	if sc.Trust.Mode == "first_use" {
+	if sc.Trust.Mode == "first_use" && b.TLS != nil {
 		// A look is no first use: it must not decide whom to trust from now on.
 		file := l.firstUseFile(name, s)
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
@@ -232,6 +232,9 @@ func (l *live) server(ctx context.Context, name string, s config.Server, b *prox
 		case left < expirySoon:
 			f.add(doubt, "the certificate expires on %s; renew it on the server, and here too where Extended Protection is on", leaf.NotAfter.UTC().Format(time.DateOnly))
 		}
+	}
+	if leaf == nil {
+		f.add(fine, "connected, in clear")
 	}
 	conn.Close()
 	l.binding(&f, name, leaf)
@@ -283,38 +286,26 @@ func (l *live) questions(ctx context.Context, f *findings, site string, s config
 	}
 	transport := &http.Transport{DialContext: connect, DialTLSContext: connect, MaxConnsPerHost: 1, ResponseHeaderTimeout: 4 * l.timeout, DisableCompression: true}
 	defer transport.CloseIdleConnections()
-	get := func(path string) (*http.Response, []byte, error) {
-		r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Scheme()+"://"+s.Address()+path, nil)
-		if err != nil {
-			return nil, nil, err
-		}
-		resp, err := transport.RoundTrip(r) // follows nothing
-		if err != nil {
-			return nil, nil, err
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-		return resp, body, err
-	}
-	resp, body, err := get("/owa/auth/logon.aspx")
+	base := s.Scheme() + "://" + s.Address()
+	logon, err := fetch(ctx, transport, base+"/owa/auth/logon.aspx")
 	if err != nil {
 		f.add(failure, "no answer over HTTP: %v; is it a Client Access server, and does the port belong to IIS?", err)
 		return
 	}
-	version := exchangeVersion(resp.Header.Get("X-Owa-Version"), body)
+	version := exchangeVersion(logon.version, logon.body)
 	l.version(f, site, version)
 	if word := version.word(); word == "2007" || word == "2010" || word == "" && !slices.Contains([]string{"2013", "2016", "2019", "SE"}, l.cfg.Sites[site].Exchange) {
 		return // health pages came with 2013
 	}
 	var healthy []string
 	for _, path := range l.healthPages(site) {
-		resp, body, err := get(path)
+		page, err := fetch(ctx, transport, base+path)
 		switch {
 		case err != nil:
 			f.add(doubt, "%s: %v", path, err)
-		case resp.StatusCode != http.StatusOK:
-			f.add(doubt, "%s says %s: the server counts itself out; look at Get-ServerHealth, or publish nothing of this directory", path, resp.Status)
-		case !strings.Contains(strings.ToUpper(string(body)), "200 OK"):
+		case page.status != http.StatusOK:
+			f.add(doubt, "%s says %d %s: the server counts itself out; look at Get-ServerHealth, or publish nothing of this directory", path, page.status, http.StatusText(page.status))
+		case !strings.Contains(strings.ToUpper(string(page.body)), "200 OK"):
 			f.add(doubt, "%s does not say 200 OK; is it a health page of Exchange?", path)
 		default:
 			healthy = append(healthy, strings.TrimSuffix(path, "/healthcheck.htm"))
@@ -323,6 +314,28 @@ func (l *live) questions(ctx context.Context, f *findings, site string, s config
 	if len(healthy) > 0 {
 		f.add(fine, "healthy: %s", strings.Join(healthy, ", "))
 	}
+}
+
+// page is what a server says without a login.
+type page struct {
+	status  int
+	version string // X-OWA-Version
+	body    []byte // the beginning
+}
+
+// fetch asks for a page; it follows nothing.
+func fetch(ctx context.Context, transport *http.Transport, address string) (page, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return page{}, err
+	}
+	resp, err := transport.RoundTrip(r)
+	if err != nil {
+		return page{}, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	return page{resp.StatusCode, resp.Header.Get("X-Owa-Version"), body}, err
 }
 
 // healthPages are those of the directories that some host publishes from the site.
