@@ -27,7 +27,8 @@ type casServer struct {
 	kerberos     KerberosAcceptor
 	streams      *subscriptions // of the company
 	rpc          *rpcProxy
-	closing      chan struct{} // closed by close, for those who have taken their connection from srv
+	sessions     *formsSessions // of the company
+	closing      chan struct{}  // closed by close, for those who have taken their connection from srv
 	identity     ntlmIdentity
 	accounts     *accounts
 	exchange     map[string]ExchangeDomain
@@ -55,8 +56,8 @@ var vdirs = []vdir{
 	{"/mapi", methods{windows: true}, (*casServer).serveMAPI},
 	{"/oab", methods{windows: true}, (*casServer).serveOAB},
 	{"/microsoft-server-activesync", methods{basic: true}, (*casServer).serveActiveSync},
-	{"/owa", methods{basic: true}, (*casServer).servePage},
-	{"/ecp", methods{basic: true}, (*casServer).servePage},
+	{"/owa", methods{basic: true, forms: true}, (*casServer).serveOWA},
+	{"/ecp", methods{basic: true, forms: true}, (*casServer).servePage},
 	{"/rpc", methods{basic: true, windows: true}, (*casServer).serveRPC},
 	{"/powershell", methods{}, (*casServer).servePage},
 }
@@ -201,10 +202,16 @@ func (s *casServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h["Content-Type"] = []string{"text/html"}
 		_, _ = fmt.Fprintf(rw, "200 OK<br/>%s", strings.ToUpper(s.fqdn))
 		return
-	case path == "/owa/auth/logon.aspx":
-		dir = &vdir{serve: dir.serve} // the page that asks for the login needs none
 	}
-	if dir.offer != (methods{}) {
+	switch {
+	case dir.offer == (methods{}):
+	case dir.offer.forms && r.Header.Get("Authorization") == "":
+		var answered bool
+		if l, answered = s.forms(rw, r); answered {
+			return
+		}
+		h[UserHeader] = []string{l.account.login}
+	default:
 		if l = s.authenticate(c, r, dir.offer); l.account == nil {
 			s.unauthorized(rw, r, dir, l)
 			return

@@ -40,6 +40,7 @@ type Company struct {
 	recorder *Recorder
 	streams  subscriptions
 	rpc      rpcProxy
+	sessions formsSessions
 	config   string
 	stop     func() bool
 }
@@ -118,6 +119,7 @@ func (c *Company) startServer(srv Server, v values, pox http.Handler, opt Option
 		kerberos:     opt.Kerberos,
 		streams:      &c.streams,
 		rpc:          &c.rpc,
+		sessions:     &c.sessions,
 		closing:      make(chan struct{}),
 		accounts:     newAccounts(ad.NetBIOS, ad.DNS, c.scenario.Mailboxes),
 		exchange:     c.scenario.Exchange,

@@ -71,8 +71,8 @@ func (a *accounts) checkBasic(name, password string) *casAccount {
 	return acc
 }
 
-// methods are the kinds of login a virtual directory offers. Neither means anonymous.
-type methods struct{ basic, windows bool }
+// methods are the kinds of login a virtual directory offers. None means anonymous. With forms, who does not say anything is shown a page.
+type methods struct{ basic, windows, forms bool }
 
 // connection is the login state of one TCP connection. Requests on an HTTP/1.1 connection come one after the other, so it needs no
 // lock.

@@ -1,9 +1,8 @@
 package main
 
 import (
-	"context"
+	"bytes"
 	"encoding/json"
-	"errors"
 	"io"
 	"maps"
 	"os"
@@ -28,20 +27,28 @@ import (
 // for the client.
 const clientTime = 2 * time.Minute
 
-// output runs a client to its end and returns what it printed. What it wrote to
-// standard error becomes part of the failure.
+// output runs a client to its end and returns what it printed.
 func output(t *testing.T, path string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), clientTime)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, path, args...)
-	out, err := cmd.Output()
-	if err != nil {
-		var exit *exec.ExitError
-		errors.As(err, &exit)
-		t.Fatalf("%v: %v\n%s\n%s", cmd.Args, err, out, exit.Stderr)
+	return outputOf(t, exec.Command(path, args...))
+}
+
+// outputOf is output of a command that is prepared, for instance with an
+// environment. What it writes to standard error becomes part of the failure.
+func outputOf(t *testing.T, cmd *exec.Cmd) string {
+	t.Helper()
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
 	}
-	return string(out)
+	late := time.AfterFunc(clientTime, func() { _ = cmd.Process.Kill() })
+	defer late.Stop()
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v: %v\n%s\n%s", cmd.Args, err, &out, &stderr)
+	}
+	return out.String()
 }
 
 // objects reads lines of JSON.

@@ -319,9 +319,8 @@ func TestKerberos(t *testing.T) {
 	lee, _ := company.Account("lee@contoso.com")
 	cmd := exec.CommandContext(t.Context(), path, curlArguments(company, front, "--negotiate", "-u", ":", "https://mail.contoso.com/mapi/emsmdb/?showdebug=yes")...)
 	cmd.Env = r.login(t, lee)
-	page, err := cmd.Output()
-	if err != nil || !bytes.Contains(page, []byte("User: "+lee.Login+"<br>")) || !bytes.Contains(page, []byte("Authentication: Kerberos<br>")) {
-		t.Errorf("showdebug: %v %s", err, page)
+	if page := outputOf(t, cmd); !strings.Contains(page, "User: "+lee.Login+"<br>") || !strings.Contains(page, "Authentication: Kerberos<br>") {
+		t.Errorf("showdebug: %s", page)
 	}
 }
 
@@ -345,13 +344,7 @@ func TestKerberosExtendedProtection(t *testing.T) {
 		cmd := exec.CommandContext(t.Context(), path, "testdata/clients/kerberos-client.py", front.https[0], company.CAFile(), bind,
 			"https://mail.contoso.com/EWS/Exchange.asmx", "https://mail.contoso.com/EWS/Exchange.asmx")
 		cmd.Env = r.login(t, pat)
-		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("%v\n%s", err, &stderr)
-		}
-		got := objects[labAnswer](t, string(out))
+		got := objects[labAnswer](t, outputOf(t, cmd))
 		if len(got) != 2 {
 			t.Fatalf("%d answers", len(got))
 		}
