@@ -415,11 +415,13 @@ type Limits struct {
 	FailedLogins FailedLogins `yaml:"failed_logins"`
 }
 
-// FailedLogins is how many wrong passwords are borne.
+// FailedLogins is how many wrong passwords are borne, at Autodiscover and at bridged hosts together.
 type FailedLogins struct {
-	// For one user name; 0 is no limit. Keep it below the lock-out threshold of the directory.
+	// For one user; 0 is no limit. Keep it at least two below the lock-out threshold of the directory. Sources from which the
+	// user has logged in before stay open until a login from there fails.
 	PerUser int `yaml:"per_user" default:"8"`
-	// From one source address; 0 is no limit.
+	// From one source: an IPv4 address or an IPv6 /64; 0 is no limit. Users who have logged in from there before are not
+	// shut out.
 	PerSource int `yaml:"per_source" default:"100"`
 	// How long a wrong password counts.
 	Window time.Duration `yaml:"window" default:"15m"`

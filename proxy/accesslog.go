@@ -113,7 +113,8 @@ type requestEvent struct {
 	status        int
 	in, out       int64 // body bytes from the client; bytes to the client
 	cause         string
-	failed        bool // the cause is ours or the backend's, not the client's
+	hint          string // what may stand behind a backend's error
+	failed        bool   // the cause is ours or the backend's, not the client's
 }
 
 // begin starts the record of a request.
@@ -194,6 +195,9 @@ func (ev *requestEvent) end(s *session, err error) {
 	e = e.Int64("in", ev.in).Int64("out", ev.out).Dur("duration_ms", time.Since(ev.start))
 	if ev.cause != "" {
 		e = e.Str("error", clip(ev.cause))
+	}
+	if ev.hint != "" {
+		e = e.Str("hint", ev.hint)
 	}
 	e.Msg("request")
 }

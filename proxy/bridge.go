@@ -17,10 +17,11 @@ import (
 // only when there is a body to copy at the same time or the backend takes its
 // time, and then watches the client as well.
 type exchange struct {
-	s    *session
-	up   *upstream
-	vdir *VirtualDirectory
-	body body // of the request; the uplink's once it runs
+	s         *session
+	up        *upstream
+	vdir      *VirtualDirectory
+	body      body // of the request; the uplink's once it runs
+	headBytes int  // of the request, as sent
 	// bodyBy is when the whole body has to be here; zero: whenever it comes.
 	bodyBy time.Time
 
@@ -116,7 +117,7 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 	}
 	x := &exchange{
 		begin: time.Now(), s: s, up: up, vdir: rt.vdir, edit: s.responseEdit(rt, up.backend), rewrite: rewrite,
-		body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody(), bodyBy: s.formTime(&rt), wroteContinue: s.continued,
+		body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody(), bodyBy: s.formTime(&rt), wroteContinue: s.continued, headBytes: len(s.out),
 	}
 	wholeBody, err := x.sendHead()
 	if x.unsent && !up.identity && !fw.rename {
@@ -244,6 +245,9 @@ func (x *exchange) respond(ctx context.Context, upgrade bool) (keep bool, err er
 	up.used = true
 	s.ev.status = s.resp.status
 	s.answered(x.vdir)
+	if s.resp.status >= 400 {
+		s.ev.hint = x.hint()
+	}
 	if s.resp.status == http.StatusSwitchingProtocols {
 		if !upgrade {
 			return s.failed(ctx, x, malformed("101 Switching Protocols that was not asked for"))

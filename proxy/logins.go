@@ -31,6 +31,7 @@ type login struct {
 	guesses  bool     // a password is being tried: not so with Kerberos, whose tickets come from a domain controller
 	readable bool     // of a form: its fields can be read
 	proves   bool     // 2xx says that it is right
+	failures int      // with this one, of the user or the source
 	several  bool     // Authorization lines: nobody knows which of them a backend takes
 }
 
@@ -151,6 +152,7 @@ func (s *session) answered(vdir *VirtualDirectory) {
 	if v != throttle.Rejected {
 		return
 	}
+	l.failures = max(f.User, f.Source)
 	msg := "login failed"
 	if f.Full {
 		msg = "login failed, and was the last one for now: further ones are refused"
