@@ -495,3 +495,27 @@ func TestBindingWatchEnds(t *testing.T) {
 		t.Error(err, time.Since(start))
 	}
 }
+
+// A host may show different certificates for its names, as those that are issued for
+// one name each: what counts is the one that this very client was shown.
+func TestBindingByName(t *testing.T) {
+	t.Parallel()
+	own, alias := newCertificate(t, "mail.contoso.com"), newCertificate(t, "legacy.contoso.com")
+	server := newBound(t, own)
+	f := newBoundFront(t, own, ProtectionRequired, never, server.backend("cas01"))
+	f.mail.TLS.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if h.ServerName == "legacy.contoso.com" {
+			return &alias, nil
+		}
+		return &own, nil
+	}
+	for name, want := range map[string]int{"mail.contoso.com": 200, "legacy.contoso.com": http.StatusBadGateway} {
+		cache := tls.NewLRUClientSessionCache(0)
+		for i := range 2 {
+			status, cs := f.ask(t, func(c *tls.Config) { c.ServerName, c.ClientSessionCache = name, cache })
+			if status != want || cs.DidResume != (i == 1) {
+				t.Errorf("%s: connection %d: %d, want %d; resumed %t", name, i, status, want, cs.DidResume)
+			}
+		}
+	}
+}

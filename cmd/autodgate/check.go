@@ -38,6 +38,9 @@ needs no login and changes nothing.
 Exit status: 0 all is fine, 1 a file or what --live looks at is not, 2 the configuration does not load.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
+			if timeout <= 0 {
+				return badUsage(fmt.Errorf("--timeout %s: there has to be some time", timeout))
+			}
 			cfg, report, err := readConfig(file)
 			fmt.Fprint(out, report.String())
 			if err != nil {

@@ -304,7 +304,7 @@ func (l *live) questions(ctx context.Context, f *findings, site string, s config
 		case err != nil:
 			f.add(doubt, "%s: %v", path, err)
 		case page.status != http.StatusOK:
-			f.add(doubt, "%s says %d %s: the server counts itself out; look at Get-ServerHealth, or publish nothing of this directory", path, page.status, http.StatusText(page.status))
+			f.add(doubt, "%s says %d %s: the server takes itself out for this directory; Get-HealthReport on it says why", path, page.status, http.StatusText(page.status))
 		case !strings.Contains(strings.ToUpper(string(page.body)), "200 OK"):
 			f.add(doubt, "%s does not say 200 OK; is it a health page of Exchange?", path)
 		default:
