@@ -16,7 +16,8 @@ import (
 
 // siteState is what is known about a site beyond the table it stands in.
 type siteState struct {
-	log zerolog.Logger
+	log     zerolog.Logger
+	clients *affinityTable
 
 	mu       sync.Mutex
 	next     int                      // whose turn it is among the fit backends

@@ -41,6 +41,7 @@ type exchange struct {
 
 	edit          *responseEdit // what changes in response heads; nil: nothing
 	rewrite       bool          // the answer is an Autodiscover document whose names change
+	led           *leading      // where the client belongs; nil: nowhere in particular
 	unsent        bool          // nothing of the request has gone out
 	drain         int64         // how much of the body is carried behind an early response
 	hasBody       bool          // the request has a body
@@ -94,10 +95,12 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 	}
 	// Put together before anything else is read: the head's fields are in the buffer.
 	s.out = appendRequestHead(s.out[:0], &s.head, rt.target, fw)
+	led := s.lead(rt.host.Site, rt.vdir)
+	defer led.done()
 	if ok, keep, err := s.admit(ctx, &rt); !ok {
 		return keep, err
 	}
-	up, err := s.upstream(ctx, rt)
+	up, err := s.upstream(ctx, rt, led)
 	if up != nil {
 		s.ev.upstream(up)
 	}
@@ -107,6 +110,7 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 	if up.serves.Load() != rt.vdir {
 		up.serves.Store(rt.vdir)
 	}
+	led.settle(up.state, rt.vdir.health())
 	up.busy.Store(true)
 	defer func() { up.busy.Store(false) }()
 	if s.head.identity && !up.identity {
@@ -116,14 +120,14 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 		s.out = insertNames(s.out, rt.host.Site.hostFor(up.backend), destinations, func(name string) bool { return s.origin.table.Hosts[name] == rt.host })
 	}
 	x := &exchange{
-		begin: time.Now(), s: s, up: up, vdir: rt.vdir, edit: s.responseEdit(rt, up.backend), rewrite: rewrite,
+		begin: time.Now(), s: s, up: up, vdir: rt.vdir, led: led, edit: s.responseEdit(rt, up.backend), rewrite: rewrite,
 		body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody(), bodyBy: s.formTime(&rt), wroteContinue: s.continued, headBytes: len(s.out),
 	}
 	wholeBody, err := x.sendHead()
 	if x.unsent && !up.identity && !fw.rename {
 		// The server went away in the moment since the connection was looked at, with
 		// nothing of the request: it is as new to another one.
-		if up, err = s.replace(ctx, rt, up); err != nil {
+		if up, err = s.replace(ctx, rt, led, up); err != nil {
 			return s.noUpstream(ctx, err)
 		}
 		x.up, x.unsent, x.writeErr = up, false, nil
@@ -139,9 +143,9 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 }
 
 // replace takes another connection for one that turned out to be dead.
-func (s *session) replace(ctx context.Context, rt route, dead *upstream) (*upstream, error) {
+func (s *session) replace(ctx context.Context, rt route, led *leading, dead *upstream) (*upstream, error) {
 	s.ups.drop(dead)
-	up, err := s.upstream(ctx, rt)
+	up, err := s.upstream(ctx, rt, led)
 	if err != nil {
 		return nil, err
 	}
@@ -293,6 +297,7 @@ func (x *exchange) sendResponse(ctx context.Context) (keep bool, err error) {
 	// that heeds one takes the next response for a body.
 	deframeHead := deframe || s.resp.status == http.StatusNoContent
 	s.out = appendResponseHead(s.out[:0], &s.resp, connection, deframeHead, x.edit)
+	s.out = x.led.learned(s.out, s.resp.fields, x.up.backend)
 	s.out = append(s.out, document...)
 	headSent := false
 	for {

@@ -331,7 +331,13 @@ func (s *Server) lookOnce(ctx context.Context, bs *backendState, l *lookout) {
 		timeout = min(timeout, recoverTimeout)
 	}
 	if len(l.probes) == 0 {
-		u, err := s.dial.connect(ctx, nil, &attempt{backend: l.backend}, timeout)
+		connect := s.dial.tcp
+		if b := l.backend; b.TLS != nil && !b.StartTLS {
+			connect = func(ctx context.Context, a *attempt, timeout time.Duration) (*upstream, error) {
+				return s.dial.connect(ctx, nil, a, timeout)
+			}
+		}
+		u, err := connect(ctx, &attempt{backend: l.backend}, timeout)
 		if err == nil {
 			u.close()
 		}
@@ -591,5 +597,5 @@ func (t *Table) sites() []*Site {
 }
 
 func newSiteState(log zerolog.Logger) *siteState {
-	return &siteState{log: log, backends: map[string]*backendState{}}
+	return &siteState{log: log, clients: newAffinityTable(), backends: map[string]*backendState{}}
 }

@@ -328,16 +328,25 @@ func (s *session) originOf(h *requestHead) origin {
 
 // upstream returns the session's connection to a server of the route's site, making
 // it if there is none yet: the one that carries the client's identity, or one that
-// is fit for the directory. With an error, it is the one that is lost.
-func (s *session) upstream(ctx context.Context, rt route) (*upstream, error) {
+// is fit for the directory and led to by affinity. With an error, it is the one that is lost.
+func (s *session) upstream(ctx context.Context, rt route, l *leading) (*upstream, error) {
 	site, dir := rt.host.Site, rt.vdir.health()
 	u := s.ups.identified(site)
 	if u != nil && len(site.Backends) > 1 && u.state.isDown(dir) && site.known().someFit(dir) {
 		return u, errServerDown // to log in elsewhere, the client needs another connection
 	}
+	var order []*Backend // a turn is taken only for a new connection
+	if u == nil && l != nil && l.wanted == nil {
+		if other := s.ups.fit(site, dir, nil); other != nil {
+			l.claim(other.state, dir)
+		} else {
+			order = site.order(dir)
+			l.claim(order[0].known(site), dir)
+		}
+	}
 	for {
 		if u == nil {
-			u = s.ups.fit(site, dir)
+			u = s.ups.fit(site, dir, l)
 		}
 		if u == nil {
 			break
@@ -354,7 +363,10 @@ func (s *session) upstream(ctx context.Context, rt route) (*upstream, error) {
 		s.ups.drop(u) // the server has closed it; the request begins on another one
 		u = nil
 	}
-	u, err := s.dial(ctx, rt.host, dir)
+	if order == nil {
+		order = site.order(dir)
+	}
+	u, err := s.dial(ctx, rt.host, l.first(order))
 	if err != nil {
 		return nil, err
 	}
@@ -367,7 +379,7 @@ func (s *session) upstream(ctx context.Context, rt route) (*upstream, error) {
 
 // dial connects to a server of the host's site. If that takes its time, it is a wait on the client
 // too, and ends when the client leaves.
-func (s *session) dial(ctx context.Context, host *Host, dir string) (*upstream, error) {
+func (s *session) dial(ctx context.Context, host *Host, order []*Backend) (*upstream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s.conn.SetReadDeadline(time.Time{})
@@ -382,7 +394,7 @@ func (s *session) dial(ctx context.Context, host *Host, dir string) (*upstream, 
 	connect := func(ctx context.Context, a *attempt, timeout time.Duration) (*upstream, error) {
 		return s.srv.dial.connect(ctx, host, a, timeout)
 	}
-	u, err := s.srv.connect(ctx, host.Site, host.Site.order(dir), s.bound(host.Site, connect))
+	u, err := s.srv.connect(ctx, host.Site, order, s.bound(host.Site, connect))
 	if !watch.Stop() {
 		close(stop)
 		s.conn.SetReadDeadline(past)

@@ -125,6 +125,9 @@ type Site struct {
 	// HandshakesPerSecond is how many connections a server takes in a second while
 	// clients come over from one that is gone; more wait for their turn. 0: no limit.
 	HandshakesPerSecond int
+	// Affinity is how clients are known again, in all directories; nil: as the Exchange
+	// version needs it in each; empty: not at all.
+	Affinity []Affinity
 
 	state atomic.Pointer[siteState]
 }

@@ -340,8 +340,17 @@ func (us *upstreams) identified(site *Site) *upstream {
 
 // fit returns a connection to a backend of the site that may be asked for the
 // directory, one that does not drain if there is a choice. Where no backend is fit,
-// any connection is as good as a new one.
-func (us *upstreams) fit(site *Site, dir string) *upstream {
+// any connection is as good as a new one. If the client belongs to a server, only
+// that will do.
+func (us *upstreams) fit(site *Site, dir string, l *leading) *upstream {
+	if l != nil && l.wanted != nil {
+		for _, u := range us.list {
+			if u.state == l.wanted {
+				return u
+			}
+		}
+		return nil
+	}
 	var best, any *upstream
 	for _, u := range us.list {
 		switch {
