@@ -86,10 +86,11 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 	// h2c would let a client speak past our routing, also as one of several.
 	fw.upgrade = rt.vdir.Upgrade && s.head.upgrade && s.head.minor > 0 && s.head.upgradeTo != "" && !s.head.hasBody() &&
 		!strings.Contains(strings.ToLower(s.head.upgradeTo), "h2c")
-	_, document := autodiscoverFile(rt.path)
-	rewrite := document && rt.host.Site.HostMap != nil && s.origin.table.RewriteAnswer != nil
+	if rt.host.Site.HostMap != nil && s.origin.table.RewriteAnswer != nil {
+		_, fw.whole = autodiscoverFile(rt.path)
+	}
 	var destinations []string
-	if fw.whole = rewrite; rt.host.Site.renames() {
+	if rt.host.Site.renames() {
 		fw.rename = true
 		destinations = s.head.values("Destination")
 	}
@@ -120,11 +121,11 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 		s.out = insertNames(s.out, rt.host.Site.hostFor(up.backend), destinations, func(name string) bool { return s.origin.table.Hosts[name] == rt.host })
 	}
 	x := &exchange{
-		begin: time.Now(), s: s, up: up, vdir: rt.vdir, led: led, edit: s.responseEdit(rt, up.backend), rewrite: rewrite,
+		begin: time.Now(), s: s, up: up, vdir: rt.vdir, led: led, edit: s.responseEdit(rt, up.backend), rewrite: fw.whole,
 		body: requestBody(&s.head, &s.in), hasBody: s.head.hasBody(), bodyBy: s.formTime(&rt), wroteContinue: s.continued, headBytes: len(s.out),
 	}
 	wholeBody, err := x.sendHead()
-	if x.unsent && !up.identity && !fw.rename {
+	if x.unsent && !up.identity && rt.host.Site.HostHeader != HostBackend {
 		// The server went away in the moment since the connection was looked at, with
 		// nothing of the request: it is as new to another one.
 		if up, err = s.replace(ctx, rt, led, up); err != nil {

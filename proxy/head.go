@@ -436,8 +436,10 @@ func bindsConnection(value []byte) bool {
 // the connection.
 func (h *responseHead) challengesConnection() bool {
 	for i := range h.fields {
-		if f := &h.fields[i]; f.is("WWW-Authenticate") && bindsConnection(f.value) {
-			return true
+		if f := &h.fields[i]; f.is("WWW-Authenticate") {
+			if _, binds := withoutLogins(string(f.value)); binds {
+				return true
+			}
 		}
 	}
 	return false

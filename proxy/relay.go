@@ -35,6 +35,11 @@ type session struct {
 	head   requestHead
 	resp   responseHead
 
+	own struct { // see ownNames
+		sent, asked string
+		names       *HostMap
+	}
+
 	requests int
 	identity bool // the connection belongs to a user (NTLM, Negotiate)
 	idle     atomic.Bool

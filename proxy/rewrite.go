@@ -344,8 +344,7 @@ func (s *session) responseEdit(rt route, b *Backend) *responseEdit {
 		e.names.asked = rt.host.Name
 	}
 	if site.renames() {
-		// An error is a Host that is no name, and so not one that comes back.
-		e.names.own, _ = NewHostMap(map[string]string{site.hostFor(b): e.names.asked})
+		e.names.own = s.ownNames(site.hostFor(b), e.names.asked)
 	}
 	if offload {
 		hosts := s.origin.table.Hosts
@@ -355,6 +354,19 @@ func (s *session) responseEdit(rt route, b *Backend) *responseEdit {
 		}
 	}
 	return e
+}
+
+// ownNames maps the Host that a server gets to the client's; on one connection they
+// hardly ever change.
+func (s *session) ownNames(sent, asked string) *HostMap {
+	if o := &s.own; o.names == nil || o.sent != sent || o.asked != asked {
+		m, err := NewHostMap(map[string]string{sent: asked})
+		if err != nil {
+			m = &HostMap{} // no name, and so not one that comes back
+		}
+		o.sent, o.asked, o.names = sent, asked, m
+	}
+	return s.own.names
 }
 
 // decideLogins looks at a final response's challenges before it is sent. Clients of

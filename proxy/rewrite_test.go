@@ -825,3 +825,85 @@ func TestNoEditCostsNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// FuzzEditedHead: whatever a server says, what becomes of its head is a head, without
+// what is left out, and with everything else in its place.
+func FuzzEditedHead(f *testing.F) {
+	for _, s := range []string{
+		challenges, onlyWindows, "HTTP/1.1 200 OK\r\nServer: x\r\nLocation: https://internal/?\r\nRefresh: 1;url=\"//internal\r\nSet-Cookie: a; Domain\r\nSet-Cookie: ;;domain=internal;domain= .INTERNAL ;\r\n\r\n",
+		"HTTP/1.1 401 x\r\nWWW-Authenticate: Basic realm=\"a, NTLM\", Negotiate abc==, Digest a=b,c=\"\\\"d\"\r\n\r\n",
+	} {
+		f.Add([]byte(s))
+	}
+	m, err := NewHostMap(map[string]string{"internal": "mail.contoso.com"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	own, err := NewHostMap(map[string]string{"own": "mail.contoso.com:8443"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	edit := &responseEdit{
+		hide: []string{"Server"}, logins: true,
+		names: &nameChange{hostMap: m, own: own, asked: "mail.contoso.com:8443", secure: func(name string) bool { return name == "secure" }},
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if i := strings.Index(string(data), "\r\n\r\n"); i < 0 || strings.Contains(strings.ReplaceAll(string(data[:i]), "\r\n", ""), "\n") {
+			return // what the scanner does not let through
+		} else {
+			data = data[:i+4]
+		}
+		var h, again responseHead
+		if parseResponseHead(data, &h) != nil {
+			return
+		}
+		out := appendResponseHead(nil, &h, "", false, edit)
+		if err := parseResponseHead(out, &again); err != nil {
+			t.Fatalf("%q: %v", out, err)
+		}
+		if again.chunked != h.chunked || again.contentLength != h.contentLength {
+			t.Fatalf("framing changed: %q", out)
+		}
+		if again.challengesConnection() {
+			t.Fatalf("a login of the connection is offered: %q", out)
+		}
+		at := 0
+		for i := range h.fields {
+			f := &h.fields[i]
+			if f.is("Server") || dropped(f, h.nominated) {
+				continue
+			}
+			if at < len(again.fields) && string(again.fields[at].name) == string(f.name) {
+				at++
+			} else if !f.is("WWW-Authenticate") {
+				t.Fatalf("%s is not in its place: %q", f.name, out)
+			}
+		}
+		if at != len(again.fields) {
+			t.Fatalf("fields from nowhere: %q", out)
+		}
+	})
+}
+
+func BenchmarkResponseHead(b *testing.B) {
+	const head = "HTTP/1.1 200 OK\r\nCache-Control: private\r\nTransfer-Encoding: chunked\r\nContent-Type: text/xml; charset=utf-8\r\nServer: Microsoft-IIS/10.0\r\nrequest-id: 0c3de0f1-6a52-4a55-9d9b-5f8f6f1f2b77\r\n" +
+		"X-CalculatedBETarget: cas01.contoso.local\r\nX-DiagInfo: CAS01\r\nX-BEServer: CAS01\r\nSet-Cookie: X-BackEndCookie=S-1-5-21; expires=Sun, 22-Nov-2026 20:00:00 GMT; path=/EWS; secure; HttpOnly\r\n" +
+		"Persistent-Auth: true\r\nX-FEServer: CAS01\r\nX-Powered-By: ASP.NET\r\nDate: Sun, 22 Nov 2026 20:00:00 GMT\r\n\r\n"
+	all := &responseEdit{
+		names: &nameChange{hostMap: hostMap(b, map[string]string{"cas01.contoso.local": "mail.contoso.com"}), asked: "mail.contoso.com"},
+		hide:  []string{"X-FEServer", "X-BEServer", "X-CalculatedBETarget", "X-DiagInfo", "X-OWA-Version", "X-AspNet-Version", "X-Powered-By", "Server"},
+	}
+	for name, edit := range map[string]*responseEdit{"as it came": nil, "everything on": all} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			var h responseHead
+			if err := parseResponseHead([]byte(head), &h); err != nil {
+				b.Fatal(err)
+			}
+			out := make([]byte, 0, 4096)
+			for b.Loop() {
+				out = appendResponseHead(out[:0], &h, "", false, edit)
+			}
+		})
+	}
+}
