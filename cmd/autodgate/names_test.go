@@ -6,8 +6,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/autodgate/autodgate/lab"
 )
 
 // The keys about names do what they say, from the file to the wire (R-1.10, R-1.12,
@@ -104,4 +107,35 @@ sites:
 	resp, _ = get(p, "/ews/exchange.asmx")
 	check("challenges", strings.Join(resp.Header["Www-Authenticate"], "|"), `Basic realm="x"`)
 	check("Host", asked, strings.TrimPrefix(backend.URL, "https://"))
+}
+
+// R-6.3 with curl and NTLM: the servers only know their internal names, and the answer
+// behind the login has the public one. The mapped answer keeps the connection.
+func TestCurlMappedAnswer(t *testing.T) {
+	company, front := startLab(t, func(s *lab.Scenario) {
+		e := s.Exchange["contoso.com"]
+		e.ExternalURL = e.InternalURL
+		s.Exchange["contoso.com"] = e
+		const site = "\n    servers:"
+		if strings.Count(s.Config, site) != 1 {
+			t.Fatal("the lab has not one site any more")
+		}
+		s.Config = strings.Replace(s.Config, site, "\n    host_map: {cas01.contoso.local: mail.contoso.com}"+site, 1)
+	})
+	pat, _ := company.Account("pat@contoso.com")
+	file, err := filepath.Abs("../../testdata/pox/outlook/req-email.xml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, scheme := range []string{"--ntlm", "--basic"} {
+		const url = "https://mail.contoso.com/Autodiscover/Autodiscover.xml"
+		out := curl(t, company, front, scheme, "-u", pat.Login+":"+pat.Password, "-H", "Content-Type: text/xml; charset=utf-8", "--data-binary", "@"+file,
+			"--compressed", "-w", "\n%{http_code} %{num_connects}\n", url, url, url)
+		if strings.Contains(out, "cas01.contoso.local") || strings.Count(out, "<EwsUrl>https://mail.contoso.com/EWS/Exchange.asmx</EwsUrl>") < 3 {
+			t.Errorf("%s: %s", scheme, out)
+		}
+		if strings.Count(out, "\n200 0\n") != 2 || strings.Count(out, "\n200 1\n") != 1 {
+			t.Errorf("%s: not one connection for all: %s", scheme, out)
+		}
+	}
 }
