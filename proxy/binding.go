@@ -330,6 +330,27 @@ func (s *session) outdated(site *Site) bool {
 	return site.ExtendedProtection == ProtectionRequired && s.shown.outdated()
 }
 
+// agreeing puts the backends last that would be refused as things stand, so that
+// not every client pays for a handshake to hear so. One that is not known to differ
+// keeps its place, and what is known of the others is looked at again soon.
+func (s *session) agreeing(site *Site, order []*Backend) []*Backend {
+	if site.ExtendedProtection != ProtectionRequired || len(order) < 2 || s.shown == nil {
+		return order
+	}
+	differs := map[*Backend]int{}
+	s.srv.bindings.mu.Lock()
+	for _, b := range order {
+		if CompareCertificates(s.shown.leaf, s.srv.bindings.seen[serverKey{site.Name, b.Address}].leaf) == BindingMismatch {
+			differs[b] = 1
+		}
+	}
+	s.srv.bindings.mu.Unlock()
+	if len(differs) == 0 {
+		return order
+	}
+	return slices.SortedStableFunc(slices.Values(order), func(a, b *Backend) int { return differs[a] - differs[b] })
+}
+
 // bound makes connections to the backends of a site with connect, and holds their
 // certificates against the one that the client was shown.
 func (s *session) bound(site *Site, connect connectFunc) connectFunc {

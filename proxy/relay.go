@@ -399,7 +399,7 @@ func (s *session) dial(ctx context.Context, host *Host, order []*Backend) (*upst
 	connect := func(ctx context.Context, a *attempt, timeout time.Duration) (*upstream, error) {
 		return s.srv.dial.connect(ctx, host, a, timeout)
 	}
-	u, err := s.srv.connect(ctx, host.Site, order, s.bound(host.Site, connect))
+	u, err := s.srv.connect(ctx, host.Site, s.agreeing(host.Site, order), s.bound(host.Site, connect))
 	if !watch.Stop() {
 		close(stop)
 		s.conn.SetReadDeadline(past)
