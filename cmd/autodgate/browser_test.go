@@ -116,6 +116,28 @@ func TestBrowserNTLM(t *testing.T) {
 	}
 }
 
+// Chromium binds its NTLM login to the certificate it sees.
+func TestBrowserExtendedProtection(t *testing.T) {
+	f := func(same bool, protection lab.ExtendedProtection, want int) {
+		t.Helper()
+		company, front := startLab(t, func(s *lab.Scenario) {
+			for i := range s.Servers {
+				s.Servers[i].ExtendedProtection = protection
+				if same {
+					s.Servers[i].Certificate = "mail"
+				}
+			}
+		})
+		pat, _ := company.Account("pat@contoso.com")
+		got := browse(t, company, front, os.Environ(), "windows", pat.Login, pat.Password)
+		if len(got) != 1 || got[0].Status != want || (want == 0) != (got[0].Text == "401" || got[0].Text == "net::ERR_INVALID_AUTH_CREDENTIALS") {
+			t.Errorf("same certificate %v, bindings %s: %+v, want %d", same, protection, got, want)
+		}
+	}
+	f(true, lab.ProtectionRequire, 200)
+	f(false, lab.ProtectionAllow, 0)
+}
+
 // Kerberos in Chromium: a user who has tickets is not asked for anything.
 func TestBrowserKerberos(t *testing.T) {
 	r := newRealm(t)

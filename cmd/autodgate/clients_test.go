@@ -238,6 +238,61 @@ func TestEWSClient(t *testing.T) {
 	}
 }
 
+// Another EWS client, which keeps connections for its threads to share, and binds
+// its logins to the certificate: each connection logs in once, and whoever's thread
+// uses it then is still the same user.
+func TestExchangelib(t *testing.T) {
+	path := python(t, "exchangelib", "python3-exchangelib")
+	allowMD4(t)
+	company, front := startLab(t, func(s *lab.Scenario) {
+		for i := range s.Servers {
+			s.Servers[i].Certificate, s.Servers[i].ExtendedProtection = "mail", lab.ProtectionRequire
+		}
+	})
+	pat, _ := company.Account("pat@contoso.com")
+	t.Setenv("REQUESTS_CA_BUNDLE", company.CAFile())
+	got := objects[struct {
+		Folder          string
+		Count, Messages int
+		Subjects        []string
+	}](t, output(t, path, "testdata/clients/exchangelib-inbox.py", front.https[0], pat.Login, pat.Password, pat.Address))
+	if len(got) != 1 || got[0].Folder != "inbox" || got[0].Count != 1 || got[0].Messages != 12 || len(got[0].Subjects) == 0 {
+		t.Fatalf("%+v", got)
+	}
+	for _, subject := range got[0].Subjects {
+		if !strings.HasPrefix(subject, "For "+pat.Login+" in inbox, by cas0") {
+			t.Errorf("a message for somebody else: %q", subject)
+		}
+	}
+	used := 0
+	for _, c := range company.Recorder().Connections() {
+		if c.Count == 0 {
+			continue
+		}
+		used++
+		for i, q := range c.Requests {
+			want := lab.Request{Method: "POST", Target: "/EWS/Exchange.asmx", Host: "mail.contoso.com", User: pat.Login, Status: 200}
+			switch i {
+			case 0:
+				want.User, want.Status = "", 401
+			case 1:
+				want.User, want.Scheme, want.Status = "", "NTLM", 401
+			case 2:
+				want.Scheme = "NTLM"
+			}
+			if q != want {
+				t.Errorf("request %d of a connection: %+v, want %+v", i+1, q, want)
+			}
+		}
+	}
+	if used == 0 || used > 3 {
+		t.Errorf("%d connections to servers; the client was to have up to 3", used)
+	}
+	if v := company.Recorder().Violations(); len(v) > 0 {
+		t.Error(v)
+	}
+}
+
 // Outlook Anywhere with impacket's client: a login on either channel, a virtual
 // connection over both, an address book session, and enough calls that each side
 // has to acknowledge what it got before the other may go on. Whatever was held

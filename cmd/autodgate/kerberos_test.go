@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -327,7 +328,7 @@ func TestKerberos(t *testing.T) {
 // Extended Protection holds for Kerberos as for NTLM. The client's token
 // is MIT's, bound to the certificate, and the server has to prove itself too.
 func TestKerberosExtendedProtection(t *testing.T) {
-	path := python(t, "gssapi", "python3-gssapi")
+	path, curl := python(t, "gssapi", "python3-gssapi"), peer.Need(t, "curl", "apt-get install curl")
 	r := newRealm(t)
 	accept := r.acceptor(t)
 	f := func(same bool, protection lab.ExtendedProtection, bind string, want int) {
@@ -351,6 +352,13 @@ func TestKerberosExtendedProtection(t *testing.T) {
 		for i, a := range got {
 			if a.Status != want || (want == 200) != (a.User == pat.Login) {
 				t.Errorf("same certificate %v, bindings %s, client binds %s, request %d: %d for %q, want %d", same, protection, bind, i+1, a.Status, a.User, want)
+			}
+		}
+		if bind == "no" { // as curl does
+			cmd := exec.Command(curl, curlArguments(company, front, "--negotiate", "-u", ":", "-o", os.DevNull, "-w", "%{http_code}", "https://mail.contoso.com/EWS/Exchange.asmx")...)
+			cmd.Env = r.login(t, pat)
+			if got := outputOf(t, cmd); got != strconv.Itoa(want) {
+				t.Errorf("same certificate %v, bindings %s, curl: %s, want %d", same, protection, got, want)
 			}
 		}
 	}

@@ -79,7 +79,11 @@ async function forms(browser, [login, password]) {
 
 async function windows(context, username) {
   const page = await context.newPage()
-  const first = await page.goto('https://mail.contoso.com/mapi/emsmdb/?showdebug=yes')
+  const first = await page.goto('https://mail.contoso.com/mapi/emsmdb/?showdebug=yes').catch((error) => error)
+  if (first instanceof Error || first.status() !== 200) { // an error is what comes of a login that went wrong twice
+    print({ step: username, text: first instanceof Error ? first.message.match(/net::\w+/)[0] : String(first.status()) })
+    return
+  }
   const text = (await page.textContent('body')).replace(/\s+/g, ' ').trim()
   print({ step: username, status: first.status(), text, users: [...new Set(await fetchAll(page, '/ews/exchange.asmx?x', 24))] })
 }
