@@ -331,6 +331,9 @@ func appendLocal(dst []byte, status int, date []byte, header http.Header, body [
 // conventionalName undoes net/http's spelling of the names whose conventional
 // letter case Exchange's clients were seen to depend on.
 func conventionalName(name string) string {
+	if name == strings.ToLower(name) {
+		name = http.CanonicalHeaderKey(name)
+	}
 	switch name {
 	case "Www-Authenticate":
 		return "WWW-Authenticate"

@@ -297,7 +297,8 @@ func (v *VirtualDirectory) open(internal bool, path string) bool {
 	}
 	if v.HealthPage && !internal {
 		for _, p := range v.Prefixes {
-			if path == p+"/healthcheck.htm" {
+			// With anything behind it too: to IIS that is the same file, and a PATH_INFO.
+			if page := p + "/healthcheck.htm"; path == page || strings.HasPrefix(path, page+"/") {
 				return false
 			}
 		}
