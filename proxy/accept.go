@@ -21,6 +21,7 @@ type clientConn struct {
 	remote   netip.AddrPort // the client, as the PROXY header tells it if there was one
 	local    netip.AddrPort // where it connected to, likewise
 	listener string
+	greets   bool // we speak first
 	table    *Table
 	log      zerolog.Logger
 	hello    hello
@@ -47,7 +48,7 @@ func (c *clientConn) abortIdle() {
 
 // acceptLoop accepts until the listener is closed. Running out of descriptors is
 // waited out, not fatal.
-func (s *Server) acceptLoop(ln net.Listener, name string, handle func(context.Context, *clientConn) error) error {
+func (s *Server) acceptLoop(ln net.Listener, name string, greets bool, handle func(context.Context, *clientConn) error) error {
 	var pause time.Duration
 	for {
 		conn, err := ln.Accept()
@@ -66,7 +67,7 @@ func (s *Server) acceptLoop(ln net.Listener, name string, handle func(context.Co
 		}
 		pause = 0
 		c := &clientConn{
-			conn: newPeekedConn(conn), listener: name, table: s.table.Load(), remote: addrOf(conn.RemoteAddr()), local: addrOf(conn.LocalAddr()),
+			conn: newPeekedConn(conn), listener: name, greets: greets, table: s.table.Load(), remote: addrOf(conn.RemoteAddr()), local: addrOf(conn.LocalAddr()),
 		}
 		if !s.track(c) {
 			conn.Close()
@@ -116,6 +117,16 @@ func recovered(log zerolog.Logger, abort func()) {
 func (s *Server) takeProxyHeader(c *clientConn) error {
 	if !contains(s.opts.ProxyProtocolFrom, c.remote.Addr()) {
 		return nil
+	}
+	if c.greets {
+		// A client without a header waits for our greeting. A proxy sends its header
+		// with its first packet.
+		c.conn.SetReadDeadline(c.event.start.Add(s.opts.HelloTimeout / 10))
+		_, err := c.conn.peek(1)
+		c.conn.SetReadDeadline(c.event.start.Add(s.opts.HelloTimeout))
+		if isTimeout(err) {
+			return nil
+		}
 	}
 	src, dst, err := readProxyHeader(c.conn)
 	if err == io.EOF {

@@ -79,7 +79,7 @@ var errIdle = errors.New("nothing moved in either direction")
 // ServeMail serves connections of ln that speak p until Shutdown or an error. name
 // is the listener's name in Table.Defaults and in logs.
 func (s *Server) ServeMail(ln net.Listener, name string, p MailProtocol) error {
-	return s.serve(ln, name, func(ctx context.Context, c *clientConn) error {
+	return s.serve(ln, name, p.StartTLS(), func(ctx context.Context, c *clientConn) error {
 		c.event.protocol = p.String()
 		return s.serveMail(ctx, c, p)
 	})

@@ -799,3 +799,18 @@ func TestTableSites(t *testing.T) {
 		t.Errorf("%v", count)
 	}
 }
+
+// A client of a trusted network that has no PROXY header to send waits for our
+// greeting, and gets it.
+func TestMailTrustedWithoutHeader(t *testing.T) {
+	t.Parallel()
+	s := newMailServer(t, implicit(IMAP))
+	f := newMailFront(t, IMAP, Bridge, func(_ *Mail, o *Options, _ *Table) {
+		o.ProxyProtocolFrom, o.HelloTimeout = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, 5*time.Second
+	}, s.backend())
+	c := f.connect(nil)
+	c.send("hello\r\n")
+	if got := c.line(); got != "echo hello" {
+		t.Error(got)
+	}
+}

@@ -99,14 +99,18 @@ func (s *Server) SetTable(t *Table) {
 
 // ServeTLS serves TLS connections of ln until Shutdown or an error. name is the
 // listener's name in Table.Defaults and in logs.
-func (s *Server) ServeTLS(ln net.Listener, name string) error { return s.serve(ln, name, s.serveTLS) }
+func (s *Server) ServeTLS(ln net.Listener, name string) error {
+	return s.serve(ln, name, false, s.serveTLS)
+}
 
 // ServeHTTP serves plain HTTP connections of ln until Shutdown or an error.
 func (s *Server) ServeHTTP(ln net.Listener, name string) error {
-	return s.serve(ln, name, s.servePlain)
+	return s.serve(ln, name, false, s.servePlain)
 }
 
-func (s *Server) serve(ln net.Listener, name string, handle func(context.Context, *clientConn) error) error {
+// serve accepts connections; greets tells whether we are the one who speaks first on
+// them.
+func (s *Server) serve(ln net.Listener, name string, greets bool, handle func(context.Context, *clientConn) error) error {
 	s.mu.Lock()
 	if s.closing.Load() {
 		s.mu.Unlock()
@@ -117,7 +121,7 @@ func (s *Server) serve(ln net.Listener, name string, handle func(context.Context
 	s.wg.Add(1)
 	s.mu.Unlock()
 	defer s.wg.Done()
-	return s.acceptLoop(ln, name, handle)
+	return s.acceptLoop(ln, name, greets, handle)
 }
 
 // track counts a connection; false if it is not to be served.
