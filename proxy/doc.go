@@ -7,6 +7,8 @@
 //	                                                                      └─ route host+path ─┬─ redirect
 //	                                                                                          ├─ answer (http.Handler)
 //	                                                                                          └─ bridge → CAS over TLS
+//	mail: accept ─ (PROXY header) ─ (in clear, up to STARTTLS) ─ peek ClientHello ─ decide ─┬─ pass through, refuse: as above
+//	                                                                                        └─ terminate ─ copy both ways → mail server
 //	plain HTTP: accept ─ relay loop ─ route ─ ACME HTTP-01 | redirect site | to https | 404
 //
 // Data goes forward only; a later step never calls an earlier one. Each box is a
@@ -14,7 +16,7 @@
 // terminate.go, relay.go, route.go (with attacks.go for the requests that are
 // known attacks), redirect.go, answer.go, bridge.go (with uplink.go for the
 // client's side of an exchange, and tunnel.go for what follows 101 Switching
-// Protocols). Beside them stands what they share: table.go (what names mean),
+// Protocols), mail.go (with starttls.go for what is said in clear). Beside them stands what they share: table.go (what names mean),
 // head.go and body.go (HTTP/1.1 heads and framing, strict) over reader.go,
 // forward.go (which header lines cross), rewrite.go (which of them change, and the
 // names in them), upstream.go (the connection to a

@@ -79,6 +79,11 @@ userdb {
   driver = static
   args = uid=%[4]s gid=%[5]s home=%[1]s/mail/%%u
 }
+service anvil {
+  unix_listener anvil-auth-penalty {
+    mode = 0
+  }
+}
 service imap-login {
   %[6]s
   inet_listener imap {
