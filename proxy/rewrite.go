@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -370,27 +371,28 @@ func (s *session) ownNames(sent, asked string) *HostMap {
 }
 
 // decideLogins looks at a final response's challenges before it is sent. Clients of
-// some directories know none but Windows logins: they keep what there is if there
-// is nothing else, and an administrator is told once. Over a multiplexer
+// some directories know none but Windows logins and Basic: they keep what there is
+// if Basic is not, and an administrator is told once. Over a multiplexer
 // there is no exception.
 func (e *responseEdit) decideLogins(s *session, vdir *VirtualDirectory) {
 	if !e.requestOnly {
 		return
 	}
-	had, left := s.resp.keepsChallenge()
-	e.logins = had
+	removed, left, basic := s.resp.challengesLeft()
+	e.logins = removed
+	asks := removed && s.resp.status == http.StatusUnauthorized
 	switch {
-	case !had || left:
-	case s.origin.multiplexed:
-		s.ev.cause = "the server offers no login but NTLM or Negotiate, which a multiplexer would share among its users"
-	case !vdir.windowsLogin():
-		s.ev.cause = "the server offers no login but NTLM or Negotiate, and " + vdir.Name + " is basic_only"
-	default:
+	case !s.origin.multiplexed && vdir.windowsLogin() && !basic:
 		e.logins = false
-		if e.host.Site.known().basicMissing.CompareAndSwap(false, true) {
+		if asks && e.host.Site.known().basicMissing.CompareAndSwap(false, true) {
 			s.log.Warn().Str("host", e.host.Name).Str("site", e.host.Site.Name).Str("virtual_directory", vdir.Name).
 				Msg("basic_only has no effect: the server offers no Basic login here, and clients would be left with none")
 		}
+	case !asks || left:
+	case s.origin.multiplexed:
+		s.ev.cause = "the server offers no login but NTLM or Negotiate, which a multiplexer would share among its users"
+	default:
+		s.ev.cause = "the server offers no login but NTLM or Negotiate, and " + vdir.Name + " is basic_only"
 	}
 }
 
@@ -423,17 +425,24 @@ func (e *responseEdit) appendField(dst []byte, f *field, fr *framing) []byte {
 	return appendField(dst, f, fr)
 }
 
-// keepsChallenge tells whether a client that is not shown the logins of a
-// connection is left with a way to log in.
-func (h *responseHead) keepsChallenge() (had, left bool) {
+// challengesLeft tells what becomes of a response's challenges without the logins of
+// a connection: whether there are any to remove, whether others are left, and Basic
+// among them.
+func (h *responseHead) challengesLeft() (removed, left, basic bool) {
 	for i := range h.fields {
-		if f := &h.fields[i]; f.is("WWW-Authenticate") {
-			rest, removed := withoutLogins(string(f.value))
-			had = had || removed
-			left = left || rest != ""
+		f := &h.fields[i]
+		if !f.is("WWW-Authenticate") {
+			continue
+		}
+		rest, some := withoutLogins(string(f.value))
+		removed, left = removed || some, left || rest != ""
+		challenges, _ := splitChallenges(rest) // none, where they cannot be told apart
+		for _, c := range challenges {
+			scheme, _, _ := strings.Cut(c, " ")
+			basic = basic || strings.EqualFold(scheme, "Basic")
 		}
 	}
-	return had, left
+	return removed, left, basic
 }
 
 // withoutLogins removes the challenges of schemes that log in a connection from a

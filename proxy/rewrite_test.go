@@ -504,13 +504,18 @@ func TestBasicOnly(t *testing.T) {
 		}
 	}
 	const nothing = "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
-	f, c, _ := run(nil, challenges, challenges, onlyWindows, onlyWindows, onlyWindows, challenges)
+	const noBasic = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: NTLM\r\nWWW-Authenticate: Bearer\r\nContent-Length: 0\r\n\r\n"
+	const final = "HTTP/1.1 200 OK\r\nWWW-Authenticate: Negotiate oYG=\r\nContent-Length: 0\r\n\r\n"
+	f, c, _ := run(nil, challenges, challenges, onlyWindows, onlyWindows, onlyWindows, challenges, noBasic, noBasic, final)
 	expect(c, get("/ews/Exchange.asmx"), withoutWindows)
 	expect(c, get("/mapi/emsmdb/"), withoutWindows)
 	expect(c, get("/ews/Exchange.asmx"), nothing)
 	expect(c, get("/mapi/emsmdb/"), onlyWindows)
 	expect(c, get("/rpcwithcert/rpcproxy.dll"), onlyWindows)
 	expect(c, authorized("/rpc/rpcproxy.dll", "NTLM"), withoutWindows)
+	expect(c, get("/mapi/nspi/"), noBasic)
+	expect(c, get("/ews/Exchange.asmx"), strings.Replace(noBasic, "WWW-Authenticate: NTLM\r\n", "", 1))
+	expect(c, authorized("/mapi/emsmdb/", "Negotiate"), final)
 	f.waitForLog("ews is basic_only")
 	if n := strings.Count(f.log.String(), "basic_only has no effect"); n != 1 {
 		t.Errorf("warned %d times", n)
