@@ -158,23 +158,57 @@ func TestExtendedProtection(t *testing.T) {
 	f(false, lab.ProtectionOff, "yes", 200)
 }
 
+// What no bridge can do, passthrough does: the client sees the server's own
+// certificate, whichever that is (R-7.5).
+func TestExtendedProtectionPassthrough(t *testing.T) {
+	path := python(t, "requests_ntlm", "python3-requests-ntlm")
+	allowMD4(t)
+	company, front := startLab(t, func(s *lab.Scenario) {
+		s.Certificates["cas"] = []string{"eas.contoso.com"}
+		for i := range s.Servers {
+			s.Servers[i].Certificate, s.Servers[i].ExtendedProtection = "cas", lab.ProtectionRequire
+		}
+	})
+	pat, _ := company.Account("pat@contoso.com")
+	var got []int
+	for _, a := range objects[labAnswer](t, output(t, path, "testdata/clients/requests-ntlm.py", front.https[0], company.CAFile(), pat.Login, pat.Password, "yes",
+		"https://eas.contoso.com/EWS/Exchange.asmx", "https://mail.contoso.com/EWS/Exchange.asmx")) {
+		got = append(got, a.Status)
+	}
+	if !slices.Equal(got, []int{200, 401}) {
+		t.Errorf("passed through and bridged: %v, want 200 and 401", got)
+	}
+}
+
 // /mapi/emsmdb/?showdebug=yes tells by which login whom the server sees (R-1.13).
-// Through the front door it is the client's, who is logged in over NTLM.
-// Over Kerberos, see [TestKerberos].
+// Through the front door it is the client's own, by NTLM and by NTLM within
+// Negotiate (gss-ntlmssp). Over Kerberos, see [TestKerberos].
 func TestShowDebug(t *testing.T) {
+	mechanisms, _ := filepath.Glob("/usr/lib*/*/gssntlmssp/gssntlmssp.so")
+	if len(mechanisms) == 0 {
+		peer.Missing(t, "gss-ntlmssp", "apt-get install gss-ntlmssp")
+	}
+	t.Setenv("GSS_MECH_CONFIG", writeFile(t, "mech", "gssntlmssp_v1 1.3.6.1.4.1.311.2.2.10 "+mechanisms[0]+"\n"))
 	company, front := startLab(t)
-	f := func(address string) {
+	f := func(address, scheme string) {
 		t.Helper()
 		user, _ := company.Account(address)
-		page := curl(t, company, front, "--ntlm", "-u", user.Login+":"+user.Password, "https://mail.contoso.com/mapi/emsmdb/?showdebug=yes")
-		for _, want := range []string{"User: " + user.Login + "<br>", "Authentication: NTLM<br>"} {
-			if !strings.Contains(page, want) {
+		login := user.Login + ":" + user.Password
+		if scheme == "negotiate" {
+			t.Setenv("NTLM_USER_FILE", writeFile(t, "users", strings.Replace(login, `\`, ":", 1)+"\n"))
+			login = ":" // the mechanism takes it from the file
+		}
+		page := curl(t, company, front, "--"+scheme, "-u", login, "https://mail.contoso.com/mapi/emsmdb/?showdebug=yes")
+		for _, want := range []string{"User: " + user.Login + "<br>", "Authentication: " + scheme + "<br>"} {
+			if !strings.Contains(strings.ToLower(page), strings.ToLower(want)) {
 				t.Errorf("%s: the page lacks %q: %s", address, want, page)
 			}
 		}
 	}
-	f("pat@contoso.com")
-	f("lee@contoso.com")
+	f("pat@contoso.com", "ntlm")
+	f("lee@contoso.com", "ntlm")
+	f("lee@contoso.com", "negotiate")
+	f("pat@contoso.com", "negotiate")
 	if v := company.Recorder().Violations(); len(v) > 0 {
 		t.Error(v)
 	}
