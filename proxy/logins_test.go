@@ -351,6 +351,27 @@ func TestNoFailedLogin(t *testing.T) {
 	f.waitForLog(`"source_failures":1`)
 }
 
+// R-5.5: message-level security carries no credentials that could be counted: its
+// requests are never held back, also from a source that is.
+func TestMessageSecurityIsNoLogin(t *testing.T) {
+	k := &loginCAS{}
+	f := loginFront(t, k)
+	for range 100 {
+		f.opts.Logins.Reject(netip.MustParseAddr("192.0.2.1"))
+	}
+	if got := ways["Basic"](f, "192.0.2.1", "pat", "right"); got != 429 {
+		t.Fatal(got)
+	}
+	c := f.dial("mail.contoso.com")
+	for range 12 {
+		for _, path := range []string{"/ews/exchange.asmx/wssecurity", "/autodiscover/autodiscover.svc/wssecurity"} {
+			if r := f.knock(c, "192.0.2.1", "POST "+path, "SOAPAction: \"x\"\r\nContent-Type: text/xml\r\n", "<wsse:Password>wrong</wsse:Password>"); r.StatusCode != 401 {
+				t.Fatalf("%s: %d", path, r.StatusCode) // the backend's own word
+			}
+		}
+	}
+}
+
 // A login that the server never checked makes nobody known, and resets nothing.
 func TestAnonymousPathsProveNothing(t *testing.T) {
 	k := &loginCAS{}
