@@ -77,15 +77,8 @@ func (x *exchange) hint() string {
 
 // hint says what may stand behind a login that failed.
 func (l *login) hint(r *responseHead) string {
-	basic, challenged := false, false
-	for i := range r.fields {
-		if f := &r.fields[i]; f.is("WWW-Authenticate") {
-			challenged = true
-			basic = basic || len(f.value) >= 5 && equalFold(f.value[:5], "Basic")
-		}
-	}
-	switch {
-	case l.basic && challenged && !basic:
+	switch offered := r.challenges(); {
+	case l.basic && offered.any && !offered.basic:
 		return hintNoBasic
 	case l.bound && l.failures > 1: // once may be a typing error
 		return hintBinding

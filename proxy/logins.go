@@ -165,22 +165,11 @@ func (s *session) answered(vdir *VirtualDirectory) {
 func (l *login) verdict(r *responseHead) throttle.Verdict {
 	switch {
 	case r.status == http.StatusUnauthorized:
-		basic, bound, offered := false, false, false
-		for i := range r.fields {
-			f := &r.fields[i]
-			if !f.is("WWW-Authenticate") {
-				continue
-			}
-			offered = true
-			scheme, token, _ := bytes.Cut(f.value, []byte(" "))
-			basic = basic || bytes.EqualFold(scheme, []byte("Basic"))
-			if bindsConnection(f.value) {
-				if bound = true; len(bytes.TrimSpace(token)) > 0 {
-					return throttle.Undecided // one more leg
-				}
-			}
-		}
-		if !offered || l.form || l.basic && basic || l.bound && bound {
+		offered := r.challenges()
+		switch {
+		case l.bound && offered.leg:
+			return throttle.Undecided // one more
+		case !offered.any, l.form, l.basic && offered.basic, l.bound && offered.bound:
 			return throttle.Rejected
 		}
 		return throttle.Undecided // a way of logging in that the server does not have: nothing was checked
@@ -190,6 +179,48 @@ func (l *login) verdict(r *responseHead) throttle.Verdict {
 		return throttle.Accepted
 	}
 	return throttle.Undecided
+}
+
+// offer is what the challenges of a response ask for.
+type offer struct {
+	any, basic, bound bool
+	leg               bool // the handshake of a bound login goes on
+}
+
+// challenges reads the WWW-Authenticate lines. What cannot be told apart asks for
+// everything.
+func (r *responseHead) challenges() (o offer) {
+	for i := range r.fields {
+		f := &r.fields[i]
+		if !f.is("WWW-Authenticate") {
+			continue
+		}
+		o.any = true
+		list, err := splitChallenges(string(f.value))
+		if err != nil {
+			o.basic, o.bound = true, true
+		}
+		for _, c := range list {
+			scheme, rest := cutScheme([]byte(c))
+			switch {
+			case equalFold(scheme, "Basic"):
+				o.basic = true
+			case bindsConnection(scheme):
+				o.bound = true
+				o.leg = o.leg || len(rest) > 0
+			}
+		}
+	}
+	return o
+}
+
+// cutScheme splits credentials or a challenge behind its scheme.
+func cutScheme(value []byte) (scheme, rest []byte) {
+	n := 0
+	for n < len(value) && tokenChars[value[n]] {
+		n++
+	}
+	return value[:n], bytes.TrimLeft(value[n:], " \t")
 }
 
 // proves tells whether 2xx to a request of the route proves that its credentials
@@ -255,7 +286,7 @@ func (s *session) credentials() (l login) {
 				if l.proven = l.hash == s.proven && s.proven != 0; !l.proven {
 					l.typed = append(l.typed, basicName(token))
 				}
-			case bindsConnection(f.value):
+			case bindsConnection(scheme):
 				l.readBound(decodeToken(token))
 			}
 		case f.is("Content-Type"):

@@ -99,7 +99,7 @@ func (k *loginCAS) serve(c *recorded) {
 			time.Sleep(k.delay)
 			return strings.Contains(secret, "right")
 		}
-		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		scheme, token, _ := strings.Cut(strings.ReplaceAll(r.Header.Get("Authorization"), "\t", " "), " ")
 		raw, _ := base64.StdEncoding.DecodeString(token)
 		switch path := strings.ToLower(r.URL.Path); {
 		case strings.HasSuffix(path, "owaauth.dll") || strings.HasSuffix(path, "auth.owa"):
@@ -111,6 +111,9 @@ func (k *loginCAS) serve(c *recorded) {
 			}
 		case strings.HasPrefix(path, "/owa/"): // anonymous
 			answer("200 OK")
+		case path == "/ews/joined":
+			k.checked.Add(1)
+			answer("401 Unauthorized", `WWW-Authenticate: Negotiate, NTLM, Digest realm="a, b", nonce="x", Basic realm="Basic, NTLM x"`)
 		case path == "/autodiscover/ntlm-only":
 			answer("401 Unauthorized", "WWW-Authenticate: NTLM")
 		case scheme == "Basic":
@@ -403,6 +406,8 @@ func TestNamesCannotBeHidden(t *testing.T) {
 		"two Authorization lines":    {eas, basic("pat", "wrong") + basic("x", "wrong"), ""},
 		"two lines, turned":          {eas, basic("x", "wrong") + basic("pat", "wrong"), ""},
 		"base64 without padding":     {eas, "Authorization: basic   " + strings.TrimRight(b64([]byte("pat:wrong")), "=") + "\r\n", ""},
+		"a tab behind the scheme":    {eas, "Authorization: Basic\t" + b64([]byte("pat:wrong")) + "\r\n", ""},
+		"challenges in one line":     {"POST /ews/joined", basic("pat", "wrong"), ""},
 		"base64 with blanks":         {eas, "Authorization: BASIC cG F0 On\tdyb25n\r\n", ""},
 		"escaped":                    {"POST /owa/auth.owa", urlencoded, "user%6eame=p%61t&password=wrong"},
 		"escaped as ASP.NET does":    {"POST /owa/auth.owa", urlencoded, "%u0075sername=%u0070at&password=wrong"},
