@@ -249,6 +249,7 @@ func TestDefaults(t *testing.T) {
 		InternalNetworks: []netip.Prefix{},
 		Limits: Limits{
 			HelloTimeout: 10 * time.Second, RequestHeadTimeout: 30 * time.Second, ConnectTimeout: 5 * time.Second, ClientIdleTimeout: 5 * time.Minute,
+			TCPKeepalive: time.Minute, TCPUserTimeout: 2 * time.Minute,
 			FailedLogins: FailedLogins{PerUser: 8, PerSource: 100, Window: 15 * time.Minute},
 		},
 		Log: Log{Level: "info", Format: "json"},
@@ -269,6 +270,8 @@ func TestDefaults(t *testing.T) {
 	want.Sites = map[string]*Site{"hq": {
 		Servers: []Server{{URL: "https://cas01"}}, Trust: Trust{Mode: "verify"},
 		TLS: SiteTLS{MinVersion: "1.2", MaxVersion: "1.3", Ciphers: []string{}}, HostHeader: "preserve",
+		Health:  Health{Interval: 10 * time.Second, Timeout: 5 * time.Second, Fall: 3, Rise: 2, Unauthorized: "down"},
+		Balance: "round_robin", SlowStart: 30 * time.Second, HandshakesPerSecond: 200, RPCClientAccess: []string{},
 	}}
 	if diff := cmp.Diff(want.Sites, c.Sites); diff != "" {
 		t.Errorf("sites (-want +got):\n%s", diff)

@@ -211,9 +211,12 @@ type HideHeaders struct {
 // Passthrough is where a connection goes that is not decrypted: to a site's servers, or to the listed backends.
 type Passthrough struct {
 	// The site whose servers get the connection.
-	Site string `form:"scalar" kind:"site"`
+	Site string `yaml:"site" form:"scalar" kind:"site" example:"hq"`
 	// The backends that get the connection, as host:port.
 	Backends []string `form:"sequence" kind:"hostport"`
+	// With a site: the virtual directory whose health page, asked for under the host's name, says which server is fit. Without it a
+	// server is fit that can be connected to.
+	Health string `yaml:"health" enum:"owa,ecp,ews,mapi,rpc,oab,autodiscover,activesync,powershell" example:"owa"`
 }
 
 // Default says for which https and mail listeners a host takes the hellos without a name.
@@ -307,8 +310,50 @@ type Site struct {
 	// Send requests on in clear. The servers are then http:// URLs. /ews/mrsproxy.svc, over which mailboxes are moved,
 	// is never sent on in clear, but refused.
 	Offload bool `yaml:"offload" default:"false"`
+	// How clients are known again, so that they reach the server they were at before: by the first of these that a client
+	// shows. Without it: what the Exchange version needs, which is nothing since 2013.
+	Affinity Affinity `yaml:"affinity" example:"[cookie, source_ip]"`
+	// How the servers are looked after. `off`: a server is left out only while it cannot be connected to.
+	Health Health `yaml:"health"`
+	// How servers share new connections.
+	Balance string `yaml:"balance" enum:"round_robin,least_connections" default:"round_robin"`
+	// For how long a server that comes back gets less than its share, growing to all of it.
+	SlowStart time.Duration `yaml:"slow_start" default:"30s"`
+	// How many new connections a server takes in a second while clients come over from one that is gone; more wait for
+	// their turn. 0 is no limit.
+	HandshakesPerSecond int `yaml:"handshakes_per_second" default:"200"`
+	// Addresses on which Outlook reaches the RPC Client Access service of Exchange 2007 and 2010 (a CAS array): connections
+	// are carried undecrypted to the same port of the servers.
+	RPCClientAccess []string `yaml:"rpc_client_access" kind:"listen" default:"[]" example:"[\":135\", \":59532\"]"`
 	// The site's own public address. Requests for its mailboxes are redirected there; without it they are proxied.
 	ExternalURL string `yaml:"external_url" kind:"origin" example:"https://mail.branch.contoso.com"`
+}
+
+// Affinity is how clients are known again: one way, or several in their order.
+type Affinity struct {
+	// `none`; `cookie`, which browsers bring back; `existing_cookie`, those of Exchange and Outlook; `user` of a Basic
+	// login; `source_ip`, of IPv6 the /64 network.
+	One string `form:"scalar" enum:"none,cookie,existing_cookie,user,source_ip"`
+	// Several, the strongest first.
+	Chain []string `form:"sequence" enum:"cookie,existing_cookie,user,source_ip"`
+}
+
+// Health is how the servers of a site are looked after.
+type Health struct {
+	// `off`.
+	Mode string `form:"scalar" enum:"off"`
+	// The time between two looks at a server.
+	Interval time.Duration `yaml:"interval" default:"10s"`
+	// For an answer.
+	Timeout time.Duration `yaml:"timeout" default:"5s"`
+	// So many failures in a row take a server out.
+	Fall int `yaml:"fall" default:"3"`
+	// So many successes in a row bring it back.
+	Rise int `yaml:"rise" default:"2"`
+	// The Host header when health pages are asked for. Without it: server_name, or the server's own name.
+	Host string `yaml:"host" kind:"host" example:"mail.contoso.com"`
+	// What it means when a health page asks for a login, as that of ActiveSync does on some servers.
+	Unauthorized string `yaml:"unauthorized" enum:"up,down" default:"down"`
 }
 
 // Server is one Client Access server.
@@ -409,6 +454,11 @@ type Limits struct {
 	// For a client that sends nothing between two requests. Once it has logged in with NTLM or Negotiate it is at least 20
 	// minutes. Inside a request the virtual directory's own limit holds.
 	ClientIdleTimeout time.Duration `yaml:"client_idle_timeout" default:"5m"`
+	// How long a TCP connection, of a client or to a server, is silent before it is asked for a sign of life.
+	TCPKeepalive time.Duration `yaml:"tcp_keepalive" default:"1m"`
+	// How long TCP waits for an acknowledgement before it gives the connection up, on Linux: so long a client that has
+	// vanished keeps its long poll.
+	TCPUserTimeout time.Duration `yaml:"tcp_user_timeout" default:"2m"`
 	// How many client connections at once; 0 is no limit.
 	Connections int `yaml:"connections" default:"0"`
 	// How many wrong passwords before further tries are turned away.

@@ -54,6 +54,14 @@ type listener struct {
 	addr string
 }
 
+// where names the list that the address stands in.
+func (l listener) where() string {
+	if l.key == "rpc_client_access" {
+		return l.path.parent().String()
+	}
+	return "listen." + l.key
+}
+
 func (v validator) listeners() []listener {
 	p, l := path{"listen"}, v.c.Listen
 	var all []listener
@@ -77,6 +85,11 @@ func (v validator) listeners() []listener {
 	if l.Admin != "" {
 		all = append(all, listener{p.key("admin"), "admin", l.Admin})
 	}
+	for _, name := range ordered(v, sitesPath, v.c.Sites) {
+		for i, addr := range v.c.Sites[name].RPCClientAccess {
+			all = append(all, listener{sitesPath.key(name).key("rpc_client_access").index(i), "rpc_client_access", addr})
+		}
+	}
 	return slices.DeleteFunc(all, func(l listener) bool { return l.addr == "" }) // reported by the decoder
 }
 
@@ -93,7 +106,7 @@ func (v validator) listen() {
 				shown, other = a, b
 			}
 			v.fail(shown.path, RuleListenPortTwice, "another port, or another address; or "+other.key+": [] to switch that one off",
-				"the port of %s is taken: listen.%s is %s", shown.addr, other.key, other.addr)
+				"the port of %s is taken: %s is %s", shown.addr, other.where(), other.addr)
 			break
 		}
 	}

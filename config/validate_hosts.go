@@ -101,9 +101,13 @@ func (v validator) mode(name string, h *Host, mode Mode) {
 			return
 		}
 		if h.Passthrough.Site == "" && len(h.Passthrough.Backends) == 0 {
-			v.fail(p.key("passthrough"), RuleEmptyValue, "a site, or [host:port, …]", "the list is empty")
+			v.fail(p.key("passthrough"), RuleEmptyValue, "a site, or [host:port, …]", "there is nowhere to go to")
 		}
-		v.site(p.key("passthrough"), h.Passthrough.Site)
+		q := p.key("passthrough")
+		if v.has(q.key("site")) {
+			q = q.key("site")
+		}
+		v.site(q, h.Passthrough.Site)
 	case ModeRedirect:
 		unused("a redirect host publishes nothing", "virtual_directories", "root_redirect", "hide_headers")
 		if v.has(p.key("certificate")) {

@@ -11,6 +11,8 @@ func (v validator) sites() {
 		v.servers(p.key("servers"), s)
 		v.trust(p, s.Trust, s.AllowInternalUntrustedCerts)
 		v.siteTLS(p.key("tls"), s.TLS)
+		v.health(p.key("health"), s.Health)
+		v.rpcClientAccess(p.key("rpc_client_access"), s.RPCClientAccess)
 		v.protection(name, s)
 		v.hostMap(p.key("host_map"), s)
 		if s.AllowInternalUntrustedCerts {
@@ -66,8 +68,30 @@ func (v validator) servers(p path, s *Site) {
 		} else {
 			seen[server.Address()] = line
 		}
+		if server.Scheme() == "https" && s.Offload {
+			v.fail(at, RuleServerOffload, "http://"+server.Host()+", or offload: false", "%s is spoken to over TLS, and offload: true means without", server.URL)
+		}
 		if server.Scheme() == "http" && !s.Offload {
 			v.fail(at, RuleServerHTTP, "https://"+server.Host()+"; http:// only together with offload: true", "%s would carry mail and passwords in clear", server.URL)
+		}
+	}
+}
+
+// health checks what counts.
+func (v validator) health(p path, h Health) {
+	for key, n := range map[string]int{"fall": h.Fall, "rise": h.Rise} {
+		if q := p.key(key); h.Mode == "" && n < 1 && v.has(q) && !v.bad(q) {
+			v.fail(q, RuleHealthCount, "2 or 3", "it takes one look at least to find a server up or down")
+		}
+	}
+}
+
+// rpcClientAccess checks that each address says which port of the servers is meant.
+func (v validator) rpcClientAccess(p path, addresses []string) {
+	for i, addr := range addresses {
+		if addr != "" && listenIP(addr).Port() == 0 {
+			v.fail(p.index(i), RuleRPCPort, `":135", and the ports that the services were fixed to, such as ":59532"`,
+				"connections go to the same port of the servers, which %s does not say", addr)
 		}
 	}
 }

@@ -34,9 +34,6 @@ func (v validator) notInEffect() {
 	}
 	for _, name := range ordered(v, sitesPath, v.c.Sites) {
 		s, p := v.c.Sites[name], sitesPath.key(name)
-		if s.Exchange != "" {
-			say(p.key("exchange"), later, "the presets of an Exchange version are not in effect yet: a server is left out only while it cannot be connected to, and there is no affinity beyond the connection")
-		}
 		if s.ExternalURL != "" {
 			say(p.key("external_url"), later, "external_url is not in effect yet: requests for mailboxes of this site are not redirected")
 		}
@@ -71,9 +68,6 @@ func (v validator) notBuilt() {
 		s, p := v.c.Sites[name], sitesPath.key(name)
 		if s.Trust.Mode == "first_use" && isRedis(v.c.Certificates.Storage) {
 			refuse(p.key("trust"), "a directory as certificates.storage", "trust: first_use with storage on Redis", "a server could be exchanged unnoticed")
-		}
-		if s.Offload {
-			refuse(p.key("offload"), "https:// servers and offload: false", "offload", "what is meant to be taken off the servers' hands would not be done, and mail would travel in clear")
 		}
 	}
 	if v.c.Mailboxes != nil && v.c.Mailboxes.LDAP != nil {

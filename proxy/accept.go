@@ -156,12 +156,10 @@ func (s *Server) serveTLS(ctx context.Context, c *clientConn) error {
 	}
 	switch d.verdict {
 	case passOn:
-		backend, in, out, err := passthrough(c.asClient(ctx), c.conn, func(ctx context.Context) (*upstream, error) {
-			dir := d.host.passes()
-			u, err := s.connect(ctx, d.host.Site, d.host.Site.order(dir.health()), s.dial.tcp)
-			if err == nil {
-				u.serves.Store(dir)
-			}
+		var led *leading
+		defer func() { led.done() }()
+		backend, in, out, err := passthrough(c.asClient(ctx), c.conn, func(ctx context.Context) (u *upstream, err error) {
+			u, led, err = s.dialFor(ctx, d.host.Site, d.host.passes(), d.host.Name, c.remote.Addr(), s.dial.tcp)
 			return u, err
 		}, 0, c.log)
 		c.event.backend, c.event.in, c.event.out = backend, in, out

@@ -593,6 +593,9 @@ func (t *Table) sites() []*Site {
 			add(m.Site)
 		}
 	}
+	for _, site := range t.RPCClientAccess {
+		add(site)
+	}
 	return all
 }
 

@@ -74,7 +74,7 @@ func NewServer(o Options) *Server {
 	}
 	if o.Dial == nil {
 		// Keep-alive probes end connections to a server that vanished.
-		o.Dial = (&net.Dialer{KeepAlive: time.Minute}).DialContext
+		o.Dial = Sockets{}.Dialer().DialContext
 	}
 	s := &Server{opts: o, log: o.Logger, debug: o.Logger.GetLevel() <= zerolog.DebugLevel, conns: map[*clientConn]struct{}{}, sites: map[string]*siteState{}, dial: o.Dial}
 	s.ctx, s.cancel = context.WithCancel(context.Background())

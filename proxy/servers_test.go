@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -493,4 +495,373 @@ func ask(c *client, method, target string) error {
 		return fmt.Errorf("status %d", r.StatusCode)
 	}
 	return nil
+}
+
+// R-9.4: a server that was down gets more of its turns as time goes on; R-9.6: those
+// of the others are shared evenly.
+func TestSlowStart(t *testing.T) {
+	s := &Site{Name: "hq", SlowStart: 100 * time.Second, Backends: []*Backend{{Name: "a", Address: "a"}, {Name: "b", Address: "b"}, {Name: "c", Address: "c"}}}
+	now := time.Now()
+	share := func(at time.Duration) map[string]int {
+		n := map[string]int{}
+		for range 300 {
+			n[s.orderAt("", now.Add(at))[0].Name]++
+		}
+		return n
+	}
+	if n := share(0); n["a"] != 100 || n["b"] != 100 || n["c"] != 100 {
+		t.Errorf("at the start: %v", n)
+	}
+	s.Backends[0].known(s).back.Store(now.UnixNano())
+	before := 0
+	for _, tc := range []struct {
+		at        time.Duration
+		low, high int
+	}{{0, 0, 5}, {10 * time.Second, 8, 16}, {50 * time.Second, 50, 70}, {100 * time.Second, 95, 105}} {
+		n := share(tc.at)
+		if n["a"] < tc.low || n["a"] > tc.high || n["a"] < before || n["b"]-n["c"] > 5 || n["c"]-n["b"] > 5 {
+			t.Errorf("after %v: %v", tc.at, n)
+		}
+		before = n["a"]
+	}
+}
+
+// R-9.6: the fewest connections decide, where that is asked for, and slow start caps
+// what an empty server gets.
+func TestLeastConnections(t *testing.T) {
+	s := &Site{Name: "hq", SlowStart: 100 * time.Second, Balance: LeastConnections, Backends: []*Backend{{Name: "a", Address: "a"}, {Name: "b", Address: "b"}}}
+	now := time.Now()
+	a, b := s.Backends[0].known(s), s.Backends[1].known(s)
+	for range 50 {
+		b.add(&upstream{})
+	}
+	for range 5 {
+		if first := s.orderAt("", now)[0]; first.Name != "a" {
+			t.Errorf("to %s, which has 50 connections", first.Name)
+		}
+	}
+	a.back.Store(now.UnixNano())
+	if first := s.orderAt("", now.Add(time.Second))[0]; first.Name != "b" {
+		t.Error("the server that just came back gets everything")
+	}
+	if first := s.orderAt("", now.Add(50*time.Second))[0]; first.Name != "a" {
+		t.Error("a server that has been back for a while gets nothing")
+	}
+}
+
+// R-9.4: after a fail-over a server takes so many connections in a second, and more
+// wait for their turn; at other times there is no limit.
+func TestHandshakesPerSecond(t *testing.T) {
+	s := &Site{Name: "hq", HandshakesPerSecond: 10, Backends: []*Backend{{Name: "a", Address: "a"}, {Name: "b", Address: "b"}}}
+	bs := s.Backends[0].known(s)
+	now := time.Now()
+	for range 100 {
+		if wait, ok := s.turn(bs, now); wait != 0 || !ok {
+			t.Fatalf("waits %v without a fail-over", wait)
+		}
+	}
+	s.known().changed(now)
+	var last time.Duration
+	refused := 0
+	for range 400 {
+		wait, ok := s.turn(bs, now)
+		if !ok {
+			refused++
+			continue
+		}
+		last = max(last, wait)
+	}
+	if last > stormWait || last < stormWait-time.Second || refused < 90 || refused > 110 {
+		t.Errorf("the last waits %v, %d refused", last, refused)
+	}
+	if wait, ok := s.turn(s.Backends[1].known(s), now); wait != 0 || !ok {
+		t.Error("the other server's turn is taken too")
+	}
+	if wait, _ := s.turn(bs, now.Add(stormTime+time.Second)); wait != 0 {
+		t.Error("the storm does not end")
+	}
+}
+
+// R-9.3: what is known of a server outlives a reload, and drain holds at once for
+// clients of older tables.
+func TestReloadKeepsWhatIsKnown(t *testing.T) {
+	t.Parallel()
+	one, two := newCAS(t, "cas01"), newCAS(t, "cas02")
+	var table *Table
+	f := newFront(t, func(f *front, o *Options, tb *Table) {
+		looking(f, o, tb)
+		table = tb
+	}, one.backend(), two.backend())
+	old := f.dial("mail.contoso.com") // accepted under the old table
+	one.ails("/owa", true)
+	f.fits(one, "owa", false)
+	again := func(drain bool) {
+		site := &Site{Name: "hq", Exchange: "2019", Health: f.site.Health, ConnectTimeout: time.Minute}
+		site.Backends = append(site.Backends, one.backend(), two.backend())
+		site.Backends[1].Drain = drain
+		mail := *f.mail
+		mail.Site = site
+		next := *table
+		next.Hosts = map[string]*Host{"mail.contoso.com": &mail}
+		f.SetTable(&next)
+		if site.Backends[0].known(site) != f.site.Backends[0].known(f.site) {
+			t.Error("the reload forgot the server")
+		}
+		if site.Backends[0].known(site).fit("owa") {
+			t.Error("the reload forgot that it is down")
+		}
+	}
+	again(true)
+	old.send(get("/ews/"))
+	if _, body := old.response("GET"); body != "cas01" {
+		t.Errorf("the connection of the old table went to %s, which drains", body)
+	}
+	again(false)
+	f.waitForLog(`"drain":true`)
+	f.waitForLog(`"drain":false`)
+	// A server that is gone is not looked at any longer, and one site's state is kept
+	// for that site alone.
+	next := *table
+	next.Hosts = map[string]*Host{}
+	f.SetTable(&next)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.sites) != 0 {
+		t.Errorf("%d sites are still known", len(f.sites))
+	}
+}
+
+// R-9.8: layout D over passthrough: each name goes to the servers whose page is fine
+// under that name, without being decrypted.
+func TestPassthroughHealth(t *testing.T) {
+	t.Parallel()
+	timely(t, func(t *testing.T) error {
+		one, two := newCAS(t, "cas01"), newCAS(t, "cas02")
+		f := newFront(t, func(f *front, o *Options, tb *Table) {
+			looking(f, o, tb)
+			tb.Hosts["eas.contoso.com"] = &Host{Name: "eas.contoso.com", Mode: Passthrough, Site: f.site, Health: "activesync"}
+			tb.Hosts["ews.contoso.com"] = &Host{Name: "ews.contoso.com", Mode: Passthrough, Site: f.site, Health: "ews"}
+		}, one.backend(), two.backend())
+		one.ails("/microsoft-server-activesync", true)
+		f.fits(one, "activesync of eas.contoso.com", false)
+		through := func(name string) string {
+			roots := one.recorder.backend().TLS.RootCAs.Clone()
+			roots.AddCert(two.cert.Leaf)
+			c, err := tls.Dial("tcp", f.https, &tls.Config{RootCAs: roots, ServerName: name, InsecureSkipVerify: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			cl := newClient(t, c)
+			defer c.Close()
+			cl.send("GET / HTTP/1.1\r\nHost: " + name + "\r\n\r\n")
+			_, body := cl.response("GET")
+			return body
+		}
+		both := map[string]bool{}
+		for range 4 {
+			if name := through("eas.contoso.com"); name != "cas02" {
+				return fmt.Errorf("eas went to %s", name)
+			}
+			both[through("ews.contoso.com")] = true
+		}
+		if len(both) != 2 {
+			return fmt.Errorf("ews went to %v alone", both)
+		}
+		one.mu.Lock()
+		defer one.mu.Unlock()
+		if !slices.ContainsFunc(one.looked, func(h string) bool {
+			return strings.HasPrefix(h, "GET /Microsoft-Server-ActiveSync/healthcheck.htm") && strings.Contains(h, "\r\nHost: eas.contoso.com\r\n")
+		}) {
+			t.Error("the page was not asked for under the host's name")
+		}
+		return nil
+	})
+}
+
+// R-9.2: servers of 2007 and 2010, which have no health pages, are known by what they
+// do have; a page that asks for a login counts as the config has it.
+func TestProbes(t *testing.T) {
+	published := func(s *Site) map[string]probe {
+		h := &Host{Name: "mail.contoso.com", Mode: Bridge, Site: s, VirtualDirectories: Preset()}
+		out := map[string]probe{}
+		for _, p := range (&Table{Hosts: map[string]*Host{h.Name: h}}).probes(s, s.Backends[0]) {
+			out[p.name] = p
+		}
+		return out
+	}
+	site := func(exchange string, h *Health) *Site {
+		return &Site{Exchange: exchange, Health: h, Backends: []*Backend{{Name: "cas01", TLS: &tls.Config{ServerName: "mail.contoso.com"}}}}
+	}
+	old := published(site("2010", &Health{}))
+	if p := old["owa"]; p.path != "/owa/auth/logon.aspx" || !slices.Equal(p.statuses, []int{200}) {
+		t.Errorf("%+v", p)
+	}
+	if p := old["rpc"]; p.path != "/rpc/rpcproxy.dll" || !slices.Equal(p.statuses, []int{401}) {
+		t.Errorf("%+v", p)
+	}
+	if p := old["activesync"]; p.method != "OPTIONS" || !slices.Equal(p.statuses, []int{200, 401}) {
+		t.Errorf("%+v", p)
+	}
+	if _, ok := old["mapi"]; ok {
+		t.Error("2010 has no MAPI over HTTP")
+	}
+	current := published(site("2019", &Health{}))
+	if p := current["mapi"]; p.path != "/mapi/healthcheck.htm" || p.host != "mail.contoso.com" || p.body != "200 OK" {
+		t.Errorf("%+v", p)
+	}
+	if _, ok := current["powershell"]; ok {
+		t.Error("a directory that is not published is looked at")
+	}
+	lenient := published(site("2019", &Health{Unauthorized: true, Host: "health.contoso.local"}))
+	if p := lenient["activesync"]; !slices.Contains(p.statuses, 401) || p.host != "health.contoso.local" {
+		t.Errorf("%+v", p)
+	}
+	if len(published(site("", &Health{}))) != 0 || len(published(site("2019", nil))) != 0 {
+		t.Error("pages are asked for without a version, or with health off")
+	}
+	for text, want := range map[string]string{
+		"<br/>CAS01.contoso.local": "CAS01.contoso.local", "<BR />cas01<br/>": "cas01", "": "", "<br/>two words": "",
+	} {
+		if got := pageServer(text); got != want {
+			t.Errorf("%q: %q", text, got)
+		}
+	}
+}
+
+// R-9.0: connections to the RPC Client Access service go to the same port of a
+// server, those of one client to one server on all ports.
+func TestRPCClientAccess(t *testing.T) {
+	t.Parallel()
+	// Servers on addresses of loopback, each with the same two ports.
+	hosts := []string{"127.0.0.2", "127.0.0.3"}
+	serve := func(ln net.Listener, host string) {
+		t.Cleanup(func() { ln.Close() })
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					c.SetDeadline(time.Now().Add(patience))
+					line, _ := bufio.NewReader(c).ReadString('\n')
+					fmt.Fprintf(c, "%s says %s", host, line)
+				}()
+			}
+		}()
+	}
+	var ports []string
+	for range 2 {
+		first, err := net.Listen("tcp", hosts[0]+":0")
+		if err != nil {
+			t.Skip("only one loopback address here: " + err.Error())
+		}
+		_, port, _ := net.SplitHostPort(first.Addr().String())
+		second, err := net.Listen("tcp", hosts[1]+":"+port)
+		if err != nil {
+			t.Skip(err)
+		}
+		serve(first, hosts[0])
+		serve(second, hosts[1])
+		ports = append(ports, port)
+	}
+	f := newFront(t, func(f *front, _ *Options, tb *Table) {
+		tb.RPCClientAccess = map[string]*Site{":" + ports[0]: f.site, ":" + ports[1]: f.site}
+	}, &Backend{Name: "cas01", Address: hosts[0] + ":443"}, &Backend{Name: "cas02", Address: hosts[1] + ":443"})
+	fronts := []string{f.listen(f.ServeRPC, ":"+ports[0]), f.listen(f.ServeRPC, ":"+ports[1])}
+	ask := func(from, to string) string {
+		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).Dial("tcp", to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(patience))
+		fmt.Fprintf(c, "%s\n", from)
+		c.(*net.TCPConn).CloseWrite()
+		answer, err := io.ReadAll(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, rest, _ := strings.Cut(string(answer), " says ")
+		if rest != from+"\n" {
+			t.Fatalf("answer %q", answer)
+		}
+		return server
+	}
+	servers := map[string]bool{}
+	for i := range 4 {
+		from := fmt.Sprintf("127.0.1.%d", i+1)
+		home := ask(from, fronts[0])
+		servers[home] = true
+		for range 3 {
+			for _, to := range fronts {
+				if again := ask(from, to); again != home {
+					t.Errorf("%s went to %s, then to %s", from, home, again)
+				}
+			}
+		}
+	}
+	if len(servers) != 2 {
+		t.Errorf("all clients went to %v", servers)
+	}
+	unknown, err := net.Dial("tcp", f.listen(f.ServeRPC, ":1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unknown.Close()
+	unknown.SetDeadline(time.Now().Add(patience))
+	if n, err := unknown.Read(make([]byte, 1)); n != 0 || isTimeout(err) {
+		t.Errorf("a port without a site: %d bytes, %v", n, err)
+	}
+}
+
+// The status shows what is known of every server.
+func TestStatus(t *testing.T) {
+	t.Parallel()
+	one, two := newCAS(t, "cas01"), newCAS(t, "cas02")
+	f := newFront(t, looking, one.backend(), two.backend())
+	one.ails("/owa", true)
+	f.fits(one, "owa", false)
+	c := f.dial("mail.contoso.com")
+	c.send(get("/owa/"))
+	c.response("GET")
+	st := f.Status()
+	if st.Connections != 1 || len(st.Sites) != 1 || st.Sites[0].Name != "hq" || len(st.Sites[0].Servers) != 2 {
+		t.Fatalf("%+v", st)
+	}
+	first, second := st.Sites[0].Servers[0], st.Sites[0].Servers[1]
+	i := slices.IndexFunc(first.VirtualDirectories, func(c CheckStatus) bool { return c.Name == "owa" })
+	if len(first.VirtualDirectories) != 8 || i < 0 || first.VirtualDirectories[i].State != "down" ||
+		!strings.Contains(first.VirtualDirectories[i].Cause, "503") || first.VirtualDirectories[i].Since == nil {
+		t.Errorf("%+v", first)
+	}
+	if first.Name != "cas01" || first.Connect.State != "up" || first.Connections != 0 || second.Connections != 1 || second.Weight != 1 {
+		t.Errorf("%+v\n%+v", first, second)
+	}
+}
+
+// R-8.7: a server without TLS gets requests in clear, which say that the client came
+// over TLS.
+func TestOffload(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	heads := make(chan string, 10)
+	srv := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		heads <- r.Header.Get("X-Forwarded-Proto") + " " + r.Header.Get("Front-End-Https")
+	})}
+	go srv.Serve(ln)
+	t.Cleanup(func() { srv.Close() })
+	f := newFront(t, nil, &Backend{Name: "cas01", Address: ln.Addr().String()})
+	c := f.dial("mail.contoso.com")
+	c.send(get("/owa/"))
+	if r, _ := c.response("GET"); r.StatusCode != 200 {
+		t.Errorf("%d", r.StatusCode)
+	}
+	if got := <-heads; got != "https On" {
+		t.Errorf("the server was told %q", got)
+	}
 }

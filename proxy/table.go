@@ -45,6 +45,9 @@ type Table struct {
 	// Defaults maps a listener's name to the host for hellos without SNI and for
 	// HTTP/1.0 requests without Host; the key "" stands for every other listener.
 	Defaults map[string]*Host
+	// RPCClientAccess maps the names of ServeRPC's listeners, which are their addresses,
+	// to the site whose servers get the connections.
+	RPCClientAccess map[string]*Site
 	// ACMEChallenge answers /.well-known/acme-challenge/ on plain HTTP; nil: 404.
 	ACMEChallenge http.Handler
 	// InternalNetworks are the clients for whom a virtual directory with access

@@ -59,6 +59,7 @@ type attempt struct {
 	backend *Backend
 	begun   time.Time
 	tcp     atomic.Bool // there is a TCP connection
+	apart   atomic.Bool // its outcome says nothing of what the site's servers are checked for
 	over    bool
 }
 
@@ -136,7 +137,7 @@ func (s *Server) connect(ctx context.Context, site *Site, order []*Backend, conn
 			if o.err == nil {
 				o.up.hold(site)
 				for _, a := range attempts {
-					if !a.over && a.slow() {
+					if !a.over && a.slow() && !a.apart.Load() {
 						a.backend.known(site).unreachable(errNoAnswer)
 					}
 				}
@@ -146,7 +147,7 @@ func (s *Server) connect(ctx context.Context, site *Site, order []*Backend, conn
 			if ctx.Err() != nil {
 				return nil, errors.Join(errs...)
 			}
-			if !errors.Is(o.err, errUnbound) {
+			if !errors.Is(o.err, errUnbound) && !o.apart.Load() {
 				o.backend.known(site).unreachable(o.err)
 			}
 			hedge.Reset(hedgeAfter)

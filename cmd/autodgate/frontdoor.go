@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +33,7 @@ type frontDoor struct {
 	log     zerolog.Logger
 	server  *proxy.Server
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	sockets proxy.Sockets
 	lab     bool
 	closers []io.Closer
 	logins  *throttle.Throttle // failed ones, wherever they are checked; a reload goes on counting
@@ -56,10 +58,14 @@ type frontDoorOptions struct {
 // mailboxes file or a CA file that cannot be read) is an error.
 func newFrontDoor(cfg *config.Config, log zerolog.Logger, o frontDoorOptions) (*frontDoor, error) {
 	f := &frontDoor{cfg: cfg, log: log, dial: o.Dial, lab: o.Lab, logins: throttle.New(loginLimits(cfg), time.Now), mail: map[string][]string{}}
+	f.sockets = proxy.Sockets{KeepAlive: cfg.Limits.TCPKeepalive, UserTimeout: cfg.Limits.TCPUserTimeout}
+	if f.dial == nil {
+		f.dial = f.sockets.Dialer().DialContext
+	}
 	f.server = proxy.NewServer(proxy.Options{
 		Logger: log, ProxyProtocolFrom: cfg.Listen.ProxyProtocolFrom,
 		HelloTimeout: cfg.Limits.HelloTimeout, RequestHeadTimeout: cfg.Limits.RequestHeadTimeout, ClientIdleTimeout: cfg.Limits.ClientIdleTimeout,
-		Connections: cfg.Limits.Connections, Logins: f.logins, Dial: o.Dial,
+		Connections: cfg.Limits.Connections, Logins: f.logins, Dial: f.dial,
 	})
 	table, closers, err := f.buildTable(cfg)
 	if err != nil {
@@ -101,7 +107,7 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 		}
 	}()
 	table := &proxy.Table{
-		Hosts: map[string]*proxy.Host{}, Defaults: map[string]*proxy.Host{},
+		Hosts: map[string]*proxy.Host{}, Defaults: map[string]*proxy.Host{}, RPCClientAccess: map[string]*proxy.Site{},
 		InternalNetworks: cfg.InternalNetworks, TrustedProxies: cfg.Listen.TrustedProxies,
 		Multiplexers: cfg.Listen.Multiplexers, RewriteAnswer: autodiscover.Rewrite,
 	}
@@ -113,6 +119,9 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 		}
 		if opened != nil {
 			closers = append(closers, opened)
+		}
+		for _, address := range cfg.Sites[name].RPCClientAccess {
+			table.RPCClientAccess[address] = sites[name]
 		}
 	}
 	var answer *autodiscover.Handler
@@ -138,6 +147,7 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 			if h.Site = sites[hc.Passthrough.Site]; h.Site == nil {
 				h.Site = passthroughSite(name, hc.Passthrough.Backends, cfg.Limits.ConnectTimeout)
 			}
+			h.Health = hc.Passthrough.Health
 			if hc.SendProxy != "" {
 				h.Site = withProxyHeader(name, h.Site, hc.SendProxy)
 			}
@@ -219,7 +229,12 @@ func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, o
 			}
 		}()
 	}
+	balance(site, sc)
 	for _, s := range sc.Servers {
+		if s.Scheme() == "http" { // only with offload: true
+			site.Backends = append(site.Backends, &proxy.Backend{Name: s.Host(), Address: s.Address(), Drain: s.Drain})
+			continue
+		}
 		o := options
 		if o.ServerName = s.Host(); sc.ServerName != "" {
 			o.ServerName = sc.ServerName
@@ -255,6 +270,36 @@ func trustOfSite(s *config.Site) serverTrust {
 	return serverTrust{s.Trust, s.TLS, s.AllowInternalUntrustedCerts}
 }
 
+// affinities are the words of sites.NAME.affinity.
+var affinities = map[string]proxy.Affinity{
+	"cookie": proxy.ByCookie, "existing_cookie": proxy.ByExistingCookie, "user": proxy.ByUser, "source_ip": proxy.BySourceIP,
+}
+
+// balance takes over how a site's servers are chosen between.
+func balance(site *proxy.Site, sc *config.Site) {
+	site.Exchange, site.SlowStart, site.HandshakesPerSecond = sc.Exchange, sc.SlowStart, sc.HandshakesPerSecond
+	if sc.Balance == "least_connections" {
+		site.Balance = proxy.LeastConnections
+	}
+	if h := sc.Health; h.Mode != "off" {
+		site.Health = &proxy.Health{
+			Interval: h.Interval, Timeout: h.Timeout, Fall: h.Fall, Rise: h.Rise, Host: h.Host, Unauthorized: h.Unauthorized == "up",
+		}
+	}
+	chain := sc.Affinity.Chain
+	if one := sc.Affinity.One; one != "" {
+		chain = []string{one}
+	}
+	if len(chain) > 0 {
+		site.Affinity = []proxy.Affinity{} // none, unless there are others
+	}
+	for _, word := range chain {
+		if a, ok := affinities[word]; ok {
+			site.Affinity = append(site.Affinity, a)
+		}
+	}
+}
+
 // backendTLS is what a set of servers has in common.
 func backendTLS(cfg *config.Config, t serverTrust) (o tlsconf.BackendOptions, err error) {
 	o.Untrusted = t.untrusted
@@ -283,7 +328,7 @@ func backendTLS(cfg *config.Config, t serverTrust) (o tlsconf.BackendOptions, er
 // passthroughSite makes the nameless site of a passthrough host with backends of
 // its own.
 func passthroughSite(host string, addresses []string, timeout time.Duration) *proxy.Site {
-	site := &proxy.Site{Name: host, ConnectTimeout: timeout}
+	site := &proxy.Site{Name: "passthrough of " + host, ConnectTimeout: timeout, Health: &proxy.Health{}}
 	for _, a := range addresses {
 		site.Backends = append(site.Backends, &proxy.Backend{Name: a, Address: a})
 	}
@@ -368,7 +413,7 @@ func (f *frontDoor) listen() (err error) {
 	}()
 	open := func(addresses []string, serve func(net.Listener, string) error, bound *[]string) error {
 		for _, a := range addresses {
-			ln, err := net.Listen("tcp", a)
+			ln, err := f.sockets.ListenConfig().Listen(context.Background(), "tcp", a)
 			if err != nil {
 				hint := ""
 				if errors.Is(err, os.ErrPermission) {
@@ -395,6 +440,11 @@ func (f *frontDoor) listen() (err error) {
 			return err
 		}
 		f.mail[key] = bound
+	}
+	for _, name := range f.cfg.SiteNames() {
+		if err := open(f.cfg.Sites[name].RPCClientAccess, f.server.ServeRPC, new([]string)); err != nil {
+			return err
+		}
 	}
 	if f.cfg.Listen.Admin != "" {
 		var admin []string
@@ -425,6 +475,15 @@ func (f *frontDoor) adminHandler() http.Handler {
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
 		fmt.Fprintln(w, "ok")
+	})
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("Content-Type", "application/json")
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		if err := e.Encode(f.server.Status()); err != nil {
+			f.log.Debug().Err(err).Msg("status not sent")
+		}
 	})
 	return mux
 }

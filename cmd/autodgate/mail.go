@@ -85,7 +85,10 @@ func (f *frontDoor) mailSite(cfg *config.Config, name, key string) (*proxy.Site,
 // withProxyHeader returns a site of a passthrough host's own, with the same servers,
 // each of which gets a PROXY header first.
 func withProxyHeader(host string, site *proxy.Site, version string) *proxy.Site {
-	out := &proxy.Site{Name: host, ConnectTimeout: site.ConnectTimeout}
+	out := &proxy.Site{
+		Name: "passthrough of " + host, ConnectTimeout: site.ConnectTimeout, Exchange: site.Exchange, Health: site.Health,
+		Affinity: site.Affinity, Balance: site.Balance, SlowStart: site.SlowStart, HandshakesPerSecond: site.HandshakesPerSecond,
+	}
 	for _, b := range site.Backends {
 		out.Backends = append(out.Backends, &proxy.Backend{
 			Name: b.Name, Address: b.Address, TLS: b.TLS, Drain: b.Drain, SendProxy: proxyVersions[version],

@@ -1,0 +1,92 @@
+package proxy
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Status is what a server knows of itself and of the servers behind it, for
+// administrators.
+type Status struct {
+	Connections int          `json:"connections"` // of clients, of every kind
+	Sites       []SiteStatus `json:"sites"`
+}
+
+// SiteStatus is what is known of the servers of a site.
+type SiteStatus struct {
+	Name    string          `json:"name"`
+	Clients int             `json:"clients"` // signs of clients that lead to a server
+	Servers []BackendStatus `json:"servers"`
+}
+
+// BackendStatus is what is known of one server.
+type BackendStatus struct {
+	Name        string `json:"name"`
+	Address     string `json:"address"`
+	Drain       bool   `json:"drain"`
+	Connections int    `json:"connections"` // that are held to it for clients
+	// Weight is the share of its turns that it gets: less than 1 while it starts slowly.
+	Weight             float64       `json:"weight"`
+	Connect            CheckStatus   `json:"connect"`
+	VirtualDirectories []CheckStatus `json:"virtual_directories,omitempty"`
+}
+
+// CheckStatus is what a check has found.
+type CheckStatus struct {
+	Name   string     `json:"name,omitempty"`   // the virtual directory
+	State  string     `json:"state"`            // unknown, up, doubtful (passed over until it answers) or down
+	Since  *time.Time `json:"since,omitempty"`  // when that was found
+	Cause  string     `json:"cause,omitempty"`  // of the last failure since it was up
+	Server string     `json:"server,omitempty"` // how the server calls itself
+}
+
+// Status returns what is known now.
+func (s *Server) Status() Status {
+	t := s.table.Load()
+	out := Status{Connections: s.Connections(), Sites: []SiteStatus{}}
+	now := time.Now()
+	for _, site := range t.sites() {
+		st := site.known()
+		sum := SiteStatus{Name: site.Name, Clients: st.clients.len(), Servers: []BackendStatus{}}
+		for _, b := range site.Backends {
+			bs := b.known(site)
+			one := BackendStatus{
+				Name: b.Name, Address: b.Address, Drain: bs.drain.Load(), Connections: bs.connections(),
+				Weight: site.weight(bs, now), Connect: bs.reach.status(""),
+			}
+			if m := bs.checks.Load(); m != nil {
+				for name, c := range *m {
+					one.VirtualDirectories = append(one.VirtualDirectories, c.status(name))
+				}
+			}
+			slices.SortFunc(one.VirtualDirectories, func(a, b CheckStatus) int { return strings.Compare(a.Name, b.Name) })
+			sum.Servers = append(sum.Servers, one)
+		}
+		out.Sites = append(out.Sites, sum)
+	}
+	slices.SortFunc(out.Sites, func(a, b SiteStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+func (c *check) status(name string) CheckStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := CheckStatus{Name: name, Cause: c.cause, Server: c.server}
+	switch {
+	case c.down.Load():
+		s.State = "down"
+	case c.out.Load():
+		s.State = "doubtful"
+	case c.known:
+		s.State = "up"
+	default:
+		s.State = "unknown"
+	}
+	if !c.since.IsZero() {
+		since := c.since.UTC()
+		s.Since = &since
+	}
+	return s
+}
