@@ -15,7 +15,9 @@ import (
 // to the same port of a server of the site that the table has for name, which is the
 // listener's address. One client reaches one server on all ports. Nothing is
 // decrypted: the protocol brings its own protection.
-func (s *Server) ServeRPC(ln net.Listener, name string) error { return s.serve(ln, name, s.serveRPC) }
+func (s *Server) ServeRPC(ln net.Listener, name string) error {
+	return s.serve(ln, name, false, s.serveRPC)
+}
 
 func (s *Server) serveRPC(ctx context.Context, c *clientConn) error {
 	c.event.mode = Passthrough.String()
