@@ -278,9 +278,8 @@ func (s *session) credentials() (l login) {
 			if lines++; lines > 1 {
 				l.several, s.proven = true, 0
 			}
-			scheme, token, _ := bytes.Cut(f.value, []byte(" "))
-			switch {
-			case bytes.EqualFold(scheme, []byte("Basic")):
+			switch scheme, token := cutScheme(f.value); {
+			case equalFold(scheme, "Basic"):
 				l.hash = maphash.Bytes(loginSeed, f.value)
 				l.basic, l.guesses = true, true
 				if l.proven = l.hash == s.proven && s.proven != 0; !l.proven {
