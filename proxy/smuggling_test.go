@@ -3,6 +3,7 @@ package proxy
 import (
 	"io"
 	"net"
+	"net/http"
 	"regexp"
 	"slices"
 	"strings"
@@ -314,5 +315,53 @@ func TestResponseMutations(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// trailers end here, in both directions, with the line that announces them;
+// only 100-continue may be expected (the family Expect of the cases has the rest).
+func TestTrailersEndHere(t *testing.T) {
+	b := newRecorder(t, func(c *recorded) {
+		for {
+			if _, err := c.head(); err != nil {
+				return
+			}
+			var body strings.Builder
+			for !strings.HasSuffix(body.String(), "\r\n\r\n") {
+				line, err := c.br.ReadString('\n')
+				if err != nil {
+					return
+				}
+				body.WriteString(line)
+			}
+			c.mu.Lock()
+			c.heads = append(c.heads, body.String())
+			c.mu.Unlock()
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nTrailer: X-Late\r\n"+teLine+"\r\n2;x=y\r\nok\r\n0\r\nX-Late: b\r\nContent-Length: 7\r\n\r\n")
+		}
+	})
+	f := newFront(t, nil, b.backend())
+	c := f.dial("mail.contoso.com")
+	c.send(post + "Trailer: X-Late, Content-Length\r\nTE: trailers\r\nConnection: TE\r\n" + teLine + "\r\n1;ext\r\na\r\n0\r\nX-Late: b\r\nContent-Length: 7\r\n\r\n")
+	c.send("GET /nowhere HTTP/1.1\r\n" + hostLine + "Connection: close\r\n\r\n")
+	got, err := io.ReadAll(c.br)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(string(got), "HTTP/1.1 200 OK\r\n"+teLine+"\r\n2\r\nok\r\n0\r\n\r\nHTTP/1.1 404 ") {
+		t.Errorf("the client got %q", got)
+	}
+	seen := b.asked(0, 2).seen()
+	if strings.Contains(seen[0], "Trailer") || strings.Contains(seen[0], "TE: ") || seen[1] != "1\r\na\r\n0\r\n\r\n" {
+		t.Errorf("the server got %q", seen)
+	}
+	c = f.dial("mail.contoso.com")
+	c.send("POST /owa/a HTTP/1.1\r\n" + hostLine + "Expect: 200-ok\r\nContent-Length: 1\r\n\r\na")
+	if r, _ := c.response("POST"); r.StatusCode != http.StatusExpectationFailed || !r.Close {
+		t.Errorf("Expect of something else: %s", r.Status)
+	}
+	c.ends()
+	if n := len(b.connections()); n != 1 {
+		t.Errorf("%d backend connections", n)
 	}
 }
