@@ -283,7 +283,7 @@ func TestFailedLoginsOfAUser(t *testing.T) {
 		if after := r.Header.Get("Retry-After"); r.StatusCode != 429 || !r.Close || after < "1" {
 			t.Errorf("%s, close %v, Retry-After %q", r.Status, r.Close, after)
 		}
-		if c := f.opts.Logins.Counts(); c.Users != 1 || c.Refused < 5 {
+		if c := f.Status().FailedLogins; c.Users != 1 || c.Refused < 5 {
 			t.Errorf("%+v", c)
 		}
 	})
@@ -634,4 +634,30 @@ func TestSecretsNeverReachTheLog(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Whatever a client sends as credentials or form is read without harm, and gives few
+// names.
+func FuzzCredentials(f *testing.F) {
+	for _, value := range []string{
+		basic("pat", "x"), "Authorization: NTLM " + b64(type3("D", "pat", "x", true)) + "\r\n", "Authorization: Negotiate " + b64(spnego(type3("D", "pat", "x", false))) + "\r\n",
+		"Authorization: Basic\r\n", "Authorization: NTLM TlRMTVNTUAADAAAA\r\n",
+	} {
+		_, value, _ = strings.Cut(strings.TrimSpace(value), ": ")
+		f.Add([]byte(value), []byte("username=pat&password=x&%75sername=%u0070at"))
+	}
+	f.Fuzz(func(t *testing.T, value, form []byte) {
+		s := &session{}
+		s.head.fields = []field{{name: []byte("Authorization"), value: value}, {name: []byte("authorization"), value: value}}
+		l := s.credentials()
+		names, err := formNames(form)
+		if len(l.typed) > maxNames || len(names) > maxNames || err != nil && names != nil {
+			t.Errorf("%q: %q; %q: %q %v", value, l.typed, form, names, err)
+		}
+		for _, n := range append(l.typed, names...) {
+			if again := throttle.Name(throttle.Name(n)); again != throttle.Name(n) && !strings.ContainsAny(n, `@\/`) {
+				t.Errorf("the name of %q is %q, and of that %q", n, throttle.Name(n), again)
+			}
+		}
+	})
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/autodgate/autodgate/internal/throttle"
 )
 
 // Status is what a server knows of itself and of the servers behind it, for
@@ -12,6 +14,8 @@ import (
 type Status struct {
 	Connections int          `json:"connections"` // of clients, of every kind
 	Sites       []SiteStatus `json:"sites"`
+	// FailedLogins tells who is shut out after too many of them.
+	FailedLogins throttle.Counts `json:"failed_logins"`
 }
 
 // SiteStatus is what is known of the servers of a site.
@@ -45,7 +49,7 @@ type CheckStatus struct {
 // Status returns what is known now.
 func (s *Server) Status() Status {
 	t := s.table.Load()
-	out := Status{Connections: s.Connections(), Sites: []SiteStatus{}}
+	out := Status{Connections: s.Connections(), Sites: []SiteStatus{}, FailedLogins: s.opts.Logins.Counts()}
 	now := time.Now()
 	for _, site := range t.sites() {
 		st := site.known()

@@ -52,6 +52,30 @@ sites:
 	}
 }
 
+// R-5.6: at a site that is spoken to in clear, mailboxes are not moved.
+func TestMailboxMovesAreNotOffloaded(t *testing.T) {
+	var seen []string
+	backend := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen = append(seen, r.URL.Path) }))
+	t.Cleanup(backend.Close)
+	front := startFront(t, "front.yaml", `
+listen: {https: ["127.0.0.1:0"], http: [], admin: []}
+certificates: {storage: `+t.TempDir()+`}
+hosts:
+  mail.contoso.com: {certificate: self_signed, site: hq}
+sites:
+  hq: {servers: ["`+backend.URL+`"], offload: true}
+`)
+	p := published{front, frontTransport(t, front)}
+	for path, want := range map[string]int{"/EWS/mrsproxy.svc": 403, "/ews/MRSProxy.svc/x": 403, "/ews/exchange.asmx": 200} {
+		if got := p.status(t, "POST", path); got != want {
+			t.Errorf("%s: %d, want %d", path, got, want)
+		}
+	}
+	if !slices.Equal(seen, []string{"/ews/exchange.asmx"}) {
+		t.Errorf("the server saw %q", seen)
+	}
+}
+
 // What the config warns of is less than the preset gives: the preset itself is never
 // warned of.
 func TestPresetIsEnough(t *testing.T) {

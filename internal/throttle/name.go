@@ -18,7 +18,7 @@ func Name(login string) string {
 	}
 	login, _, _ = strings.Cut(login, "@")
 	if plain := strings.IndexFunc(login, func(r rune) bool { return r >= unicode.MaxASCII }) < 0; !plain {
-		decomposed := norm.NFKD.String(login)
+		decomposed := norm.NFKD.String(strings.ToValidUTF8(login, "\ufffd"))
 		login = strings.Map(func(r rune) rune {
 			if unicode.In(r, unicode.Mn, unicode.Cf) {
 				return -1
