@@ -12,18 +12,32 @@ import (
 // session at the backend for more than a second.
 const halfCloseGrace = 600 * time.Millisecond
 
+// finishedTick is how often a client is asked for that is not read from.
+const finishedTick = 200 * time.Millisecond
+
 // clientLeaves reads from a client that is waiting for its answer, and tells
-// whether it has left. A pipelined request stays in the buffer. It returns false
-// when the read deadline, which the caller sets with stop, interrupts it, or when
-// the buffer is full. moved tells for how long nothing has moved on the client's
-// behalf.
+// whether it has left. A pipelined request stays in the buffer; when that is full,
+// nothing more is read, and the socket is asked instead. It returns false when the
+// read deadline, which the caller sets with stop, interrupts it. moved tells for how
+// long nothing has moved on the client's behalf.
 func (s *session) clientLeaves(stop <-chan struct{}, moved func() time.Duration) bool {
 	for s.in.buffered() < bufferSize {
 		if err := s.in.fill(); err != nil {
 			return s.sentFIN(err, stop, moved)
 		}
 	}
-	return false
+	tick := time.NewTicker(finishedTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return false
+		case <-tick.C:
+			if finished(s.raw) {
+				return s.sentFIN(io.ErrUnexpectedEOF, stop, moved)
+			}
+		}
+	}
 }
 
 // sentFIN tells whether a client whose sending side has ended with err is gone.

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -924,4 +925,28 @@ func TestOddServers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// that a client leaves in a long poll is noticed also when it has sent
+// more ahead of its turn than is held for it.
+func TestPipeliningClientGoneClosesBackend(t *testing.T) { // not beside others: it measures
+	if runtime.GOOS != "linux" {
+		t.Skip("the state of a socket is asked for on Linux only")
+	}
+	timely(t, func(t *testing.T) error {
+		b := newRecorder(t, func(c *recorded) {
+			c.head()
+			io.Copy(io.Discard, c.br)
+		})
+		f := newFront(t, nil, b.backend())
+		c := f.dial("mail.contoso.com")
+		c.send("POST /Microsoft-Server-ActiveSync?Cmd=Ping HTTP/1.1\r\nHost: mail.contoso.com\r\nContent-Length: 0\r\n\r\n")
+		backend := b.asked(0, 1)
+		c.send("POST /Microsoft-Server-ActiveSync?Cmd=Sync HTTP/1.1\r\nHost: mail.contoso.com\r\nContent-Length: 100000\r\n\r\n" + strings.Repeat("x", 60000))
+		time.Sleep(4 * quickWait)
+		start := time.Now()
+		c.Close()
+		backend.ends(t)
+		return within(time.Second, start, "backend connection closed")
+	})
 }
