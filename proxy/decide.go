@@ -59,12 +59,20 @@ func decideMail(t *Table, listener string, p MailProtocol, h hello) decision {
 
 // named returns the host a hello is for, or why there is none.
 func (t *Table) named(listener string, h hello) (host *Host, why string) {
-	// An address is no server name (RFC 6066 section 3): probes that send one mean
-	// whatever is there, as those do that send none.
-	if _, err := netip.ParseAddr(h.ServerName); err == nil || h.ServerName == "" {
+	if h.nameless() {
 		return t.defaultHost(listener), "no server name in the hello, and no default host on this listener"
 	}
 	return t.Hosts[h.ServerName], "unknown server name"
+}
+
+// nameless tells whether a hello is for the default host. An address is no server
+// name (RFC 6066 section 3): probes that send one mean whatever is there, as those do
+// that send none.
+func (h *hello) nameless() bool { return h.ServerName == "" || isAddress(h.ServerName) }
+
+func isAddress(name string) bool {
+	_, err := netip.ParseAddr(name)
+	return err == nil
 }
 
 // defaultHost is the host of the clients that name none; nil if there is none.

@@ -50,6 +50,7 @@ type origin struct {
 	host     *Host  // secure: the host of the SNI, or the listener's default
 	listener string // for the default host
 	internal bool   // the client is in an internal network
+	nameless bool   // secure: the hello named no host, and so host is the default
 	// multiplexed: the peer sends requests of several users over the connection
 	//
 	multiplexed bool
@@ -101,6 +102,9 @@ func findHost(o origin, h *requestHead) (*Host, *route) {
 		return def, nil
 	}
 	host := o.table.Hosts[h.hostName]
+	if host == nil && o.nameless && isAddress(strings.Trim(h.hostName, "[]")) {
+		host = o.host // who goes by address has no name for SNI, and means whatever is there
+	}
 	if o.secure && h.replaced != "" {
 		// The target's authority counts, and Host does not go further; but who sends two
 		// names means one of them for somebody else to read.

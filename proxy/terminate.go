@@ -83,6 +83,7 @@ func (s *Server) relay(ctx context.Context, c *clientConn, conn net.Conn, host *
 		origin: origin{
 			table: c.table, secure: host != nil, host: host, listener: c.listener,
 			internal:    contains(c.table.InternalNetworks, client),
+			nameless:    host != nil && c.hello.nameless(),
 			multiplexed: multiplexed(c),
 		},
 		fwd: forwarding{client: client, trusted: contains(c.table.TrustedProxies, client)},
