@@ -548,3 +548,53 @@ sites: {hq: {servers: [https://cas01.contoso.local:444, {url: https://cas02:445}
 		t.Error("a mapping was taken for an address")
 	}
 }
+
+// Where a mail protocol goes: the site's servers as Exchange has them, or the backends named, at the usual port of each.
+func TestMailServers(t *testing.T) {
+	f := func(mail, want string) {
+		t.Helper()
+		c := mustParse(t, `hosts: {mail.contoso.com: {certificate: self_signed, site: hq, mail: `+mail+`}}
+sites: {hq: {servers: ["https://cas01.contoso.local:8443", {url: "https://[2001:db8::1]", drain: true}]}}
+`)
+		var got []string
+		m := c.Hosts["mail.contoso.com"].Mail
+		for _, key := range MailKeys() {
+			if m.Protocol(key) == nil {
+				continue
+			}
+			for _, s := range c.MailServers(m, key) {
+				text := key + " " + s.Scheme + "://" + s.Address()
+				if s.Drain {
+					text += " drain"
+				}
+				if s.Site != "" {
+					text += " " + s.Site
+				}
+				got = append(got, text)
+			}
+		}
+		if text := strings.Join(got, ", "); text != want {
+			t.Errorf("%s:\ngot  %s\nwant %s", mail, text, want)
+		}
+	}
+	both := func(text string) string {
+		key, server, _ := strings.Cut(text, " ")
+		return key + " " + strings.Replace(server, "*", "cas01.contoso.local", 1) + " hq, " + key + " " + strings.Replace(server, "*", "[2001:db8::1]", 1) + " drain hq"
+	}
+	f("{site: hq, imaps: bridge}", both("imaps tls://*:993"))
+	f("{site: hq, imap: bridge}", both("imap tls://*:993"))
+	f("{site: hq, imap: passthrough}", both("imap starttls://*:143"))
+	f("{site: hq, pop3: bridge}", both("pop3 tls://*:995"))
+	f("{site: hq, pop3: passthrough}", both("pop3 starttls://*:110"))
+	f("{site: hq, submissions: bridge}", both("submissions starttls://*:587"))
+	f("{site: hq, submission: bridge}", both("submission starttls://*:587"))
+	f("{site: hq, submissions: passthrough}", both("submissions tls://*:465"))
+	f("{backend: tls://a.example, imaps: bridge, imap: bridge, pop3s: bridge, submissions: bridge}",
+		"imaps tls://a.example:993, pop3s tls://a.example:995, submissions tls://a.example:465, imap tls://a.example:993")
+	f("{backend: starttls://a.example, imaps: bridge, pop3: bridge, submission: bridge}",
+		"imaps starttls://a.example:143, pop3 starttls://a.example:110, submission starttls://a.example:587")
+	f("{offload: true, backend: [tcp://127.0.0.1, tcp://127.0.0.2:1143], imaps: bridge}", "imaps tcp://127.0.0.1:143, imaps tcp://127.0.0.2:1143")
+	f("{site: hq, imaps: {mode: bridge, backend: tls://a.example}}", "imaps tls://a.example:993")
+	f("{backend: tls://a.example, imaps: {mode: bridge, backend: [tls://b.example, tls://c.example]}, pop3s: bridge}",
+		"imaps tls://b.example:993, imaps tls://c.example:993, pop3s tls://a.example:995")
+}

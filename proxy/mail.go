@@ -157,9 +157,9 @@ func (m *mailConn) bridge(ctx context.Context) error {
 	if err != nil {
 		// A word of the protocol, so that the client tries again later instead of
 		// doubting the certificate or the password.
-		tc.SetDeadline(time.Now().Add(lingerTime))
-		tc.Write([]byte(m.dialect.unavailable(m.host.Name)))
-		tc.Close()
+		_ = tc.SetDeadline(time.Now().Add(lingerTime))
+		_, _ = tc.Write([]byte(m.dialect.unavailable(m.host.Name)))
+		_ = tc.Close()
 		return fmt.Errorf("%w: %w", errNoBackend, err)
 	}
 	defer up.close()

@@ -375,6 +375,7 @@ func TestMailUnknownName(t *testing.T) {
 			if err := c.secure(&tls.Config{ServerName: name, InsecureSkipVerify: true}); err == nil || !strings.Contains(err.Error(), "unrecognized name") {
 				t.Errorf("%v, %s: %v", p, name, err)
 			}
+			c.Close() // or its FIN is waited for
 		}
 		f.waitForLog("unknown server name")
 		f.waitForLog("no " + p.String() + " under this name")
@@ -509,7 +510,7 @@ func TestMailNextServer(t *testing.T) {
 		}),
 		"the server said \"2x": newMailServer(t, func(c *mailPeer) { c.say("2x\r\n"); c.line() }),
 	}
-	for want, s := range bad {
+	try := func(t *testing.T, want string, s *mailServer) {
 		for _, mode := range []Mode{Bridge, Passthrough} {
 			if want == "TLS with backend" && mode == Passthrough {
 				continue // it is not ours
@@ -532,6 +533,12 @@ func TestMailNextServer(t *testing.T) {
 			}
 			f.waitForLog(strings.ReplaceAll(want, `"`, `\"`))
 		}
+	}
+	for want, s := range bad {
+		t.Run(want, func(t *testing.T) {
+			t.Parallel()
+			try(t, want, s)
+		})
 	}
 }
 

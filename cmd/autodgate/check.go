@@ -87,8 +87,12 @@ func checkFiles(w io.Writer, cfg *config.Config, doubts bool) (problems, warning
 		problems++
 		fmt.Fprintf(w, "error: "+format+"\n", args...)
 	}
+	silent := &frontDoor{log: zerolog.Nop()}
 	for _, name := range cfg.HostNames() {
 		h := cfg.Hosts[name]
+		if _, err := silent.buildMail(cfg, name, nil); err != nil {
+			fail("%v", err)
+		}
 		if h.Certificate == nil || h.Certificate.Cert == "" {
 			continue
 		}
@@ -104,7 +108,6 @@ func checkFiles(w io.Writer, cfg *config.Config, doubts bool) (problems, warning
 			fmt.Fprintf(w, "warning: host %s: %s\n", name, text)
 		}
 	}
-	silent := &frontDoor{log: zerolog.Nop()}
 	for _, name := range cfg.SiteNames() {
 		_, opened, err := silent.buildSite(cfg, name)
 		if err != nil {

@@ -19,6 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
+	"github.com/autodgate/autodgate/config"
 	"github.com/autodgate/autodgate/internal/peer"
 )
 
@@ -170,7 +173,11 @@ func newMailWorld(t *testing.T) *mailWorld {
 	if err != nil {
 		t.Fatal(err)
 	}
-	users, chroot := "default_internal_user = "+me.Username+"\ndefault_login_user = "+me.Username+"\ndefault_internal_group = "+me.Gid, "chroot ="
+	group, err := user.LookupGroupId(me.Gid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	users, chroot := "default_internal_user = "+me.Username+"\ndefault_login_user = "+me.Username+"\ndefault_internal_group = "+group.Name, "chroot ="
 	uid, gid := me.Uid, me.Gid
 	if uid == "0" {
 		const nobody = 65534
@@ -451,5 +458,35 @@ func TestMailIdlePeers(t *testing.T) {
 	until("d OK")
 	if rest, err := io.ReadAll(br); err != nil || len(rest) > 0 {
 		t.Errorf("behind LOGOUT: %q, %v", rest, err)
+	}
+}
+
+// check opens the CA certificates of mail servers too, and serve does not start
+// without them: it would trust others than it is told to.
+func TestMailTrustFile(t *testing.T) {
+	w := newLiveWorld(t)
+	w.certificate("mail", nil, "mail.contoso.com")
+	const text = `
+listen: {https: [], http: [], admin: [], imaps: ["127.0.0.1:0"]}
+hosts:
+  mail.contoso.com:
+    certificate: {cert: mail.pem, key: mail.key}
+    site: hq
+    mail: {imaps: bridge, backend: tls://imap.contoso.local, trust: {ca: none.pem}}
+sites:
+  hq: {servers: [https://cas01.contoso.local]}
+`
+	w.file("autodgate.yaml", text)
+	file := filepath.Join(w.dir, "autodgate.yaml")
+	var out, errOut bytes.Buffer
+	if code := run([]string{"check", "--config", file}, &out, &errOut); code != 1 || !strings.Contains(out.String(), "host mail.contoso.com: mail: ") || !strings.Contains(out.String(), "none.pem") {
+		t.Errorf("check: %d\n%s%s", code, &out, &errOut)
+	}
+	cfg, report := config.Parse(file, []byte(text))
+	if cfg == nil {
+		t.Fatal(report)
+	}
+	if _, err := newFrontDoor(cfg, zerolog.Nop(), frontDoorOptions{}); err == nil || !strings.Contains(err.Error(), "none.pem") {
+		t.Errorf("serve: %v", err)
 	}
 }
