@@ -680,16 +680,19 @@ func (b *bindings) note(ctx context.Context, site *Site, backend *Backend, their
 // BindingStatus is how a server stands to a host of its site: whether both show
 // the same certificate.
 type BindingStatus struct {
-	Site               string           `json:"site"`
-	Server             string           `json:"server"`
-	Host               string           `json:"host"`
-	ExtendedProtection string           `json:"extended_protection"`
-	State              BindingState     `json:"state"`
-	Rotation           string           `json:"rotation,omitempty"` // own_newer or server_newer
-	OwnCertificate     *CertificateInfo `json:"own_certificate,omitempty"`
-	ServerCertificate  *CertificateInfo `json:"server_certificate,omitempty"`
-	Checked            time.Time        `json:"checked,omitzero"`
-	Error              string           `json:"error,omitempty"` // of the last look at the server
+	Host              string           `json:"host"`
+	State             BindingState     `json:"state"`
+	Rotation          string           `json:"rotation,omitempty"` // own_newer or server_newer
+	OwnCertificate    *CertificateInfo `json:"own_certificate,omitempty"`
+	ServerCertificate *CertificateInfo `json:"server_certificate,omitempty"`
+	Checked           time.Time        `json:"checked,omitzero"`
+	Error             string           `json:"error,omitempty"` // of the last look at the server
+
+	// Server and ExtendedProtection are of the status around it.
+	Server             string `json:"-"`
+	ExtendedProtection string `json:"-"`
+
+	server serverKey
 }
 
 // Bindings returns the state of every server and host of the sites with Extended
@@ -702,7 +705,7 @@ func (s *Server) Bindings() []BindingStatus {
 	for _, p := range b.pairs {
 		own, sight := p.host.leaf(), b.seen[p.server()]
 		st := BindingStatus{
-			Site: p.site.Name, Server: p.backend.Name, Host: p.host.Name, ExtendedProtection: p.site.ExtendedProtection.String(),
+			server: p.server(), Server: p.backend.Name, Host: p.host.Name, ExtendedProtection: p.site.ExtendedProtection.String(),
 			State: CompareCertificates(own, sight.leaf), Rotation: Rotation(own, sight.leaf),
 			OwnCertificate: DescribeCertificate(own), ServerCertificate: DescribeCertificate(sight.leaf), Checked: sight.at,
 		}

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -200,6 +201,15 @@ func TestExtendedProtectionAutoR7_1(t *testing.T) {
 	}
 	if n := strings.Count(f.log.String(), warning); n != 1 {
 		t.Errorf("%d warnings, want 1", n)
+	}
+	status, err := json.Marshal(f.Status())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{`"bindings":[{"host":"mail.contoso.com","state":"mismatch",`, a.Serial, b.Serial} {
+		if !strings.Contains(string(status), text) {
+			t.Errorf("%q is not in the status %s", text, status)
+		}
 	}
 	// The server gets another one, still not ours: again.
 	third := newCertificate(t, "cas01.contoso.local")
@@ -450,6 +460,10 @@ func TestBindingUnknown(t *testing.T) {
 		return s.Checked.After(before)
 	})
 	s := f.Bindings()[0]
+	sites := f.Status().Sites
+	if len(sites) != 1 || sites[0].ExtendedProtection != "auto" || sites[0].AllowInternalUntrustedCerts || len(sites[0].Servers) != 1 || len(sites[0].Servers[0].Bindings) != 1 || sites[0].Servers[0].Bindings[0].State != BindingUnknown {
+		t.Errorf("status: %+v", sites)
+	}
 	if s.State != BindingUnknown || !strings.Contains(s.Error, "TLS with backend cas01") || s.ServerCertificate != nil || s.OwnCertificate == nil {
 		t.Errorf("%+v", s)
 	}

@@ -20,9 +20,12 @@ type Status struct {
 
 // SiteStatus is what is known of the servers of a site.
 type SiteStatus struct {
-	Name    string          `json:"name"`
-	Clients int             `json:"clients"` // signs of clients that lead to a server
-	Servers []BackendStatus `json:"servers"`
+	Name    string `json:"name"`
+	Clients int    `json:"clients"` // signs of clients that lead to a server
+	// AllowInternalUntrustedCerts is true where the servers are not authenticated.
+	AllowInternalUntrustedCerts bool            `json:"allow_internal_untrusted_certs"`
+	ExtendedProtection          string          `json:"extended_protection"`
+	Servers                     []BackendStatus `json:"servers"`
 }
 
 // BackendStatus is what is known of one server.
@@ -35,6 +38,9 @@ type BackendStatus struct {
 	Weight             float64       `json:"weight"`
 	Connect            CheckStatus   `json:"connect"`
 	VirtualDirectories []CheckStatus `json:"virtual_directories,omitempty"`
+	// Bindings compares the server's certificate with that of each host, for Extended
+	// Protection.
+	Bindings []BindingStatus `json:"bindings,omitempty"`
 }
 
 // CheckStatus is what a check has found.
@@ -51,9 +57,13 @@ func (s *Server) Status() Status {
 	t := s.table.Load()
 	out := Status{Connections: s.Connections(), Sites: []SiteStatus{}, FailedLogins: s.opts.Logins.Counts()}
 	now := time.Now()
+	bindings := s.Bindings()
 	for _, site := range t.sites() {
 		st := site.known()
-		sum := SiteStatus{Name: site.Name, Clients: st.clients.len(), Servers: []BackendStatus{}}
+		sum := SiteStatus{
+			Name: site.Name, Clients: st.clients.len(), Servers: []BackendStatus{},
+			AllowInternalUntrustedCerts: site.AllowInternalUntrustedCerts, ExtendedProtection: site.ExtendedProtection.String(),
+		}
 		for _, b := range site.Backends {
 			bs := b.known(site)
 			one := BackendStatus{
@@ -66,6 +76,11 @@ func (s *Server) Status() Status {
 				}
 			}
 			slices.SortFunc(one.VirtualDirectories, func(a, b CheckStatus) int { return strings.Compare(a.Name, b.Name) })
+			for _, binding := range bindings {
+				if binding.server == (serverKey{site.Name, b.Address}) {
+					one.Bindings = append(one.Bindings, binding)
+				}
+			}
 			sum.Servers = append(sum.Servers, one)
 		}
 		out.Sites = append(out.Sites, sum)

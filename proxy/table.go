@@ -111,6 +111,9 @@ type Site struct {
 	Name           string // two sites of one table, passthrough hosts' own included, have two names
 	Backends       []*Backend
 	ConnectTimeout time.Duration // per backend, TCP and TLS each; 0: 5 s
+	// AllowInternalUntrustedCerts says that the TLS of the backends authenticates
+	// nobody. It changes nothing, but the status shows it.
+	AllowInternalUntrustedCerts bool
 	// ExtendedProtection says whether a server must have the certificate that clients
 	// see.
 	ExtendedProtection ExtendedProtection

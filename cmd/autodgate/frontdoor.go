@@ -204,7 +204,10 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 // if anything, is the closer's.
 func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, opened io.Closer, err error) {
 	sc := cfg.Sites[name]
-	site := &proxy.Site{Name: name, ConnectTimeout: cfg.Limits.ConnectTimeout, ExtendedProtection: protections[sc.Protection()]}
+	site := &proxy.Site{
+		Name: name, ConnectTimeout: cfg.Limits.ConnectTimeout, ExtendedProtection: protections[sc.Protection()],
+		AllowInternalUntrustedCerts: sc.AllowInternalUntrustedCerts,
+	}
 	if len(sc.HostMap) > 0 {
 		m, err := proxy.NewHostMap(sc.HostMap)
 		if err != nil {
@@ -218,9 +221,9 @@ func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, o
 		return nil, nil, fmt.Errorf("site %s: %w", name, err)
 	}
 	if cc := sc.ClientCertificate; cc != nil {
-		files, err := tlsconf.NewFiles(cfg.Path(cc.Cert), cfg.Path(cc.Key), tlsconf.FilesOptions{Log: f.log.With().Str("site", name).Logger()})
-		if err != nil {
-			return nil, nil, fmt.Errorf("site %s: client_certificate: %w", name, err)
+		files, bad := tlsconf.NewFiles(cfg.Path(cc.Cert), cfg.Path(cc.Key), tlsconf.FilesOptions{Log: f.log.With().Str("site", name).Logger()})
+		if bad != nil {
+			return nil, nil, fmt.Errorf("site %s: client_certificate: %w", name, bad)
 		}
 		options.ClientCertificate, opened = files, files
 		defer func() {
