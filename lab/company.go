@@ -128,7 +128,7 @@ func (c *Company) startServer(srv Server, v values, pox http.Handler, opt Option
 		log:          opt.Logger,
 	}
 	if c.scenario.legacy() {
-		cas.rpc = new(rpcProxy)
+		cas.rpc, cas.streams, cas.sessions = new(rpcProxy), new(subscriptions), new(formsSessions)
 	}
 	return cas, cas.start()
 }

@@ -29,7 +29,7 @@ const (
 const maxEWSOperation = 256 << 10
 
 // subscriptions are those streams that wait for their end: a channel by subscription, closed by Unsubscribe. All servers of a
-// company share them: Exchange 2013 and later find the mailbox's server by themselves.
+// company share them, as from Exchange 2013 on, which finds the mailbox's server by itself; before, each has its own.
 type subscriptions struct {
 	mu     sync.Mutex
 	last   int

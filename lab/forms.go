@@ -16,8 +16,8 @@ import (
 // Forms-based login of OWA and ECP, as Exchange 2010 and later have it for browsers, beside Basic for those who send that: a page that
 // asks, cookies that remember, and an application that keeps a request open for what is new.
 
-// formsSessions are the logins by cookie. All servers of a company know them: from Exchange 2013 on the cookie itself holds the login,
-// under a key that the servers share.
+// formsSessions are the logins by cookie. All servers of a company know them, as from Exchange 2013 on, where the cookie itself holds the
+// login under a key that the servers share; before, each server has its own.
 type formsSessions struct {
 	mu     sync.Mutex
 	active map[string]*formsSession

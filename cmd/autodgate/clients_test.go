@@ -379,3 +379,38 @@ func TestOutlookAnywhere(t *testing.T) {
 		t.Error(v)
 	}
 }
+
+// Exchange 2010 leaves it to what stands in front that a client comes back to its
+// server: the channels of Outlook Anywhere, EWS subscriptions and OWA's logins are
+// known to one server only. With `exchange: "2010"` they get there, each from
+// connections of its own (R-2.8, R-9.1).
+func TestExchange2010(t *testing.T) {
+	company, front := startLab(t, func(s *lab.Scenario) {
+		s.Version = "2010"
+		config := strings.Replace(s.Config, "allow_internal_untrusted_certs: true\n", "allow_internal_untrusted_certs: true\n    exchange: \"2010\"\n", 1)
+		if config == s.Config {
+			t.Fatal("no place for the version in the scenario's config")
+		}
+		s.Config = config
+	})
+	pat, _ := company.Account("pat@contoso.com")
+	domain, user, _ := strings.Cut(pat.Login, `\`)
+	for _, auth := range []string{"NTLM", "Basic"} {
+		out := output(t, python(t, "impacket", "python3-impacket"), "testdata/clients/outlook-anywhere.py",
+			front.https[0], "cas.contoso.local:6001", domain, user, pat.Password, auth)
+		if !strings.Contains(out, `"echoed": 483520`) {
+			t.Errorf("Outlook Anywhere with %s: %s", auth, out)
+		}
+	}
+	t.Setenv("NODE_EXTRA_CA_CERTS", company.CAFile())
+	if out := output(t, node(t), "testdata/npm/ews.js", front.https[0], pat.Login, pat.Password); !strings.Contains(out, `"event":"NewMail"`) {
+		t.Errorf("EWS: %s", out)
+	}
+	got := browse(t, company, front, os.Environ(), "forms", pat.Login, pat.Password)
+	if len(got) != 7 || got[4].Length != 8<<20 || got[5].Status != 200 || got[6].Step != "logged off" {
+		t.Errorf("OWA: %+v", got)
+	}
+	if v := company.Recorder().Violations(); len(v) > 0 {
+		t.Error(v)
+	}
+}
