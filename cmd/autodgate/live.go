@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -286,23 +287,29 @@ func (l *live) questions(ctx context.Context, f *findings, site string, s config
 	}
 	transport := &http.Transport{DialContext: connect, DialTLSContext: connect, MaxConnsPerHost: 1, ResponseHeaderTimeout: 4 * l.timeout, DisableCompression: true}
 	defer transport.CloseIdleConnections()
-	base := s.Scheme() + "://" + s.Address()
-	logon, err := fetch(ctx, transport, base+"/owa/auth/logon.aspx")
+	sc := l.cfg.Sites[site]
+	base, host := s.Scheme()+"://"+s.Address(), cmp.Or(sc.Health.Host, sc.ServerName, s.Host())
+	logon, err := fetch(ctx, transport, base+"/owa/auth/logon.aspx", host)
 	if err != nil {
 		f.add(failure, "no answer over HTTP: %v; is it a Client Access server, and does the port belong to IIS?", err)
 		return
 	}
 	version := exchangeVersion(logon.version, logon.body)
 	l.version(f, site, version)
-	if word := version.word(); word == "2007" || word == "2010" || word == "" && !slices.Contains([]string{"2013", "2016", "2019", "SE"}, l.cfg.Sites[site].Exchange) {
+	if word := version.word(); word == "2007" || word == "2010" || word == "" && !slices.Contains([]string{"2013", "2016", "2019", "SE"}, sc.Exchange) {
 		return // health pages came with 2013
+	}
+	if sc.Health.Mode == "off" {
+		return
 	}
 	var healthy []string
 	for _, path := range l.healthPages(site) {
-		page, err := fetch(ctx, transport, base+path)
+		page, err := fetch(ctx, transport, base+path, host)
 		switch {
 		case err != nil:
 			f.add(doubt, "%s: %v", path, err)
+		case page.status == http.StatusUnauthorized && sc.Health.Unauthorized == "up":
+			healthy = append(healthy, strings.TrimSuffix(path, "/healthcheck.htm"))
 		case page.status != http.StatusOK:
 			f.add(doubt, "%s says %d %s: the server takes itself out for this directory; Get-HealthReport on it says why", path, page.status, http.StatusText(page.status))
 		case !strings.Contains(strings.ToUpper(string(page.body)), "200 OK"):
@@ -324,11 +331,12 @@ type page struct {
 }
 
 // fetch asks for a page; it follows nothing.
-func fetch(ctx context.Context, transport *http.Transport, address string) (page, error) {
+func fetch(ctx context.Context, transport *http.Transport, address, host string) (page, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return page{}, err
 	}
+	r.Host = host
 	resp, err := transport.RoundTrip(r)
 	if err != nil {
 		return page{}, err

@@ -233,6 +233,10 @@ func TestLiveServers(t *testing.T) {
 	w.check(liveConfig+"    trust: {ca: mail.pem}\n    exchange: 2016\n", 0, 4,
 		"warning: host mail.contoso.com: the certificate expires on", "warning: site hq: … the certificate expires on",
 		"/ews/healthcheck.htm says 503", "/oab/healthcheck.htm says 503", "fine: … healthy: /owa, /ecp, /mapi, /rpc, /autodiscover, /microsoft-server-activesync")
+	out := w.check(liveConfig+"    trust: {ca: mail.pem}\n    exchange: 2016\n    health: off\n", 0, 2)
+	if strings.Contains(out, "healthcheck.htm") {
+		t.Error("health pages were asked for")
+	}
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
