@@ -72,6 +72,9 @@ var (
 	errBackendSilent = errors.New("backend silent for too long")
 	errClientStalled = errors.New("client stopped sending the body")
 	errBackendWrite  = errors.New("backend does not take the request")
+	// Outlook Anywhere announces 1 GiB and renews its channels long before
+	// ([MS-RPCH], channel recycling), so this is no fault of anybody.
+	errChannelEnded  = fmt.Errorf("backend ended the channel before its announced length: %w", io.EOF)
 	errRenegotiation = errors.New("TLS renegotiation not complete in time")
 )
 
@@ -440,6 +443,9 @@ func (x *exchange) cut(err error) (bool, error) {
 		return false, errClientGone
 	}
 	x.s.raw.Close() // without close_notify: the stream did not end, it broke
+	if m := x.s.head.method; errors.Is(err, io.ErrUnexpectedEOF) && (m == "RPC_OUT_DATA" || m == "RPC_IN_DATA") {
+		return false, errChannelEnded
+	}
 	return false, fmt.Errorf("response from backend %s: %w", x.up.backend.Name, err)
 }
 

@@ -583,6 +583,34 @@ func TestClosingComesAtOnce(t *testing.T) {
 	}
 }
 
+// R-2.6: a server renews its channels before their announced length. The client gets
+// what there was and the end of the connection, and the log has no fault; elsewhere
+// it is one.
+func TestChannelEndsEarly(t *testing.T) {
+	t.Parallel()
+	for line, level := range map[string]string{
+		"RPC_OUT_DATA /rpc/rpcproxy.dll?srv:6001": "info", "RPC_IN_DATA /rpc/rpcproxy.dll?srv:6001": "info", "GET /owa/": "warn",
+	} {
+		b := newRecorder(t, func(c *recorded) {
+			c.head()
+			io.WriteString(c, "HTTP/1.1 200 Success\r\nContent-Length: 1073741824\r\n\r\npiece")
+		})
+		f := newFront(t, nil, b.backend())
+		c := f.dial("mail.contoso.com")
+		c.send(line + " HTTP/1.1\r\nHost: mail.contoso.com\r\nContent-Length: 0\r\n\r\n")
+		c.head()
+		if got, err := io.ReadAll(c.br); string(got) != "piece" || isTimeout(err) {
+			t.Errorf("%s: %q, %v", line, got, err)
+		}
+		f.waitForLog(`"message":"request"`)
+		for entry := range strings.Lines(f.log.String()) {
+			if strings.Contains(entry, `"message":"request"`) && !strings.HasPrefix(entry, `{"level":"`+level+`"`) {
+				t.Errorf("%s: %s", line, entry)
+			}
+		}
+	}
+}
+
 // R-2.6: a response that breaks off is not completed by us.
 func TestTruncatedResponse(t *testing.T) {
 	t.Parallel()
