@@ -23,6 +23,7 @@ import (
 
 	"github.com/autodgate/autodgate/config"
 	"github.com/autodgate/autodgate/internal/peer"
+	"github.com/autodgate/autodgate/proxy"
 )
 
 // mailWorld is Dovecot and aiosmtpd on loopback, and a front door before them.
@@ -488,5 +489,42 @@ sites:
 	}
 	if _, err := newFrontDoor(cfg, zerolog.Nop(), frontDoorOptions{}); err == nil || !strings.Contains(err.Error(), "none.pem") {
 		t.Errorf("serve: %v", err)
+	}
+}
+
+// R-11.13: send_proxy of a passthrough host is the host's own: the servers of its site
+// get no header from other hosts, and are looked after as before.
+func TestSendProxyOfSite(t *testing.T) {
+	w := newLiveWorld(t)
+	w.certificate("mail", nil, "mail.contoso.com")
+	cfg, report := config.Parse(filepath.Join(w.dir, "autodgate.yaml"), []byte(`
+hosts:
+  mail.contoso.com: {certificate: {cert: mail.pem, key: mail.key}, site: hq}
+  eas.contoso.com: {passthrough: hq, send_proxy: v1}
+  rpc.contoso.com: {passthrough: ["192.0.2.1:443"], send_proxy: v2}
+  owa.contoso.com: {passthrough: hq}
+sites:
+  hq: {servers: [https://cas01.contoso.local, https://cas02.contoso.local]}
+`))
+	if !report.OK() {
+		t.Fatal(report)
+	}
+	f := &frontDoor{log: zerolog.Nop()}
+	table, closers, err := f.buildTable(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = closeAll(closers) }()
+	hq := table.Hosts["mail.contoso.com"].Site
+	for name, want := range map[string]proxy.ProxyVersion{"mail": 0, "owa": 0, "eas": proxy.ProxyV1, "rpc": proxy.ProxyV2} {
+		site := table.Hosts[name+".contoso.com"].Site
+		for _, b := range site.Backends {
+			if b.SendProxy != want {
+				t.Errorf("%s: %s gets version %d, want %d", name, b.Name, b.SendProxy, want)
+			}
+		}
+		if name == "eas" && (site.Name == hq.Name || site.Health != hq.Health || len(site.Backends) != 2) {
+			t.Errorf("eas: %s with %d servers", site.Name, len(site.Backends))
+		}
 	}
 }
