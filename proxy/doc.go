@@ -20,7 +20,8 @@
 // head.go and body.go (HTTP/1.1 heads and framing, strict) over reader.go,
 // forward.go (which header lines cross), rewrite.go (which of them change, and the
 // names in them), upstream.go (the connection to a
-// backend), accesslog.go.
+// backend), limits.go and logins.go (what is too much, too slow, or guesses
+// passwords), hints.go, accesslog.go.
 //
 // Two rules hold everywhere. One goroutine owns a client connection and its one
 // backend connection per site; backend connections are never pooled, because

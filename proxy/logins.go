@@ -80,7 +80,7 @@ func (s *session) admit(ctx context.Context, rt *route) (ok, keep bool, err erro
 	if l.proven || !l.guesses {
 		return true, true, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, loginWait)
+	patient, cancel := context.WithTimeout(ctx, loginWait)
 	defer cancel()
 	source, wait := s.ev.from().Addr(), time.Duration(0)
 	names := make([]string, len(l.typed))
@@ -89,8 +89,11 @@ func (s *session) admit(ctx context.Context, rt *route) (ok, keep bool, err erro
 			names[i] = throttle.Name(typed)
 		}
 	}
-	if s.attempt, wait, err = s.srv.opts.Logins.Begin(ctx, source, strings.ToLower(strings.Join(l.typed, "\n")), names...); err == nil && wait == 0 {
+	if s.attempt, wait, err = s.srv.opts.Logins.Begin(patient, source, strings.ToLower(strings.Join(l.typed, "\n")), names...); err == nil && wait == 0 {
 		return true, true, nil
+	}
+	if ctx.Err() != nil {
+		return false, false, errShutdown
 	}
 	if err != nil {
 		wait = loginWait // others of this user are being checked, and take their time
@@ -189,9 +192,9 @@ type offer struct {
 
 // challenges reads the WWW-Authenticate lines. What cannot be told apart asks for
 // everything.
-func (r *responseHead) challenges() (o offer) {
-	for i := range r.fields {
-		f := &r.fields[i]
+func (h *responseHead) challenges() (o offer) {
+	for i := range h.fields {
+		f := &h.fields[i]
 		if !f.is("WWW-Authenticate") {
 			continue
 		}

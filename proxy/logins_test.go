@@ -661,3 +661,27 @@ func FuzzCredentials(f *testing.F) {
 		}
 	})
 }
+
+// What the look at logins costs a request, beside 20 µs and more for the rest.
+func BenchmarkAdmit(b *testing.B) {
+	f := newFront(b, nil)
+	vdir := findDirectory(f.mail.VirtualDirectories, "/ews")
+	rt := route{action: actBridge, host: f.mail, vdir: vdir, path: "/ews/exchange.asmx"}
+	for name, lines := range map[string]string{"no credentials": "", "Basic": basic("pat", "right"), "NTLM": "Authorization: NTLM " + b64(type3("D", "pat", strings.Repeat("r", 200), true)) + "\r\n"} {
+		b.Run(name, func(b *testing.B) {
+			s := &session{srv: f.Server}
+			if err := parseRequestHead([]byte("POST /EWS/Exchange.asmx HTTP/1.1\r\nHost: mail.contoso.com\r\n"+lines+"Content-Length: 0\r\n\r\n"), &s.head); err != nil {
+				b.Fatal(err)
+			}
+			s.resp.status = 200
+			b.ReportAllocs()
+			for b.Loop() {
+				if ok, _, _ := s.admit(b.Context(), &rt); !ok {
+					b.Fatal("refused")
+				}
+				s.answered(vdir)
+				s.endLogin()
+			}
+		})
+	}
+}
