@@ -945,3 +945,179 @@ func TestPipeliningClientGoneClosesBackend(t *testing.T) { // not beside others:
 		return within(time.Second, start, "backend connection closed")
 	})
 }
+
+// on no path, whatever goes wrong, does the certificate of a terminated name,
+// the default one's included, answer for a name that is passed on.
+func TestPassthroughNameNeverGetsOurCertificate(t *testing.T) {
+	t.Parallel()
+	dead, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.Close()
+	backend := func(serve func(net.Conn)) *Backend {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { ln.Close() })
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				serve(c)
+				c.Close()
+			}
+		}()
+		return &Backend{Name: "cas01", Address: ln.Addr().String()}
+	}
+	sites := map[string][]*Backend{
+		"none.contoso.com":    nil,
+		"dead.contoso.com":    {{Name: "cas09", Address: dead.Addr().String()}},
+		"closes.contoso.com":  {backend(func(net.Conn) {})},
+		"reads.contoso.com":   {backend(func(c net.Conn) { c.Read(make([]byte, 4096)) })},
+		"garbage.contoso.com": {backend(func(c net.Conn) { io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n") })},
+		"alert.contoso.com":   {backend(func(c net.Conn) { c.Write([]byte{21, 3, 3, 0, 2, 2, 40}) })},
+	}
+	f := newFront(t, func(f *front, _ *Options, tb *Table) {
+		for name, backends := range sites {
+			tb.Hosts[name] = &Host{Name: name, Mode: Passthrough, Site: &Site{Name: name, Backends: backends, ConnectTimeout: time.Second}, TLS: f.mail.TLS, Policy: f.mail.Policy}
+		}
+		tb.Defaults[""] = f.mail
+	})
+	for name := range sites {
+		for _, alpn := range [][]string{nil, {"http/1.1"}, {"h2"}, {"acme-tls/1"}} {
+			shown := false
+			c, err := tls.Dial("tcp", f.https, &tls.Config{
+				ServerName: strings.ToUpper(name), InsecureSkipVerify: true, NextProtos: alpn,
+				VerifyPeerCertificate: func([][]byte, [][]*x509.Certificate) error { shown = true; return nil },
+			})
+			if err == nil {
+				c.Close()
+			}
+			if err == nil || shown {
+				t.Errorf("%s, ALPN %v: a certificate was shown", name, alpn)
+			}
+		}
+	}
+}
+
+// a request for an upgrade that is answered with a challenge may be made again
+// with an answer to it, on the same connection.
+func TestUpgradeBehindLogin(t *testing.T) {
+	b := newRecorder(t, func(c *recorded) {
+		for {
+			h, err := c.head()
+			if err != nil {
+				return
+			}
+			if strings.Contains(h, "Authorization: NTLM type3") && strings.Contains(h, "Connection: Upgrade\r\nUpgrade: websocket\r\n") {
+				break
+			}
+			io.WriteString(c, "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: NTLM type2\r\nContent-Length: 6\r\n\r\ndenied")
+		}
+		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+		io.Copy(c, c.br)
+		c.Conn.(*tls.Conn).CloseWrite()
+	})
+	f := newFront(t, func(f *front, _ *Options, _ *Table) {
+		d := CustomDirectory("/wopi", Publish)
+		d.Upgrade = true
+		f.mail.VirtualDirectories = append(f.mail.VirtualDirectories, d)
+	}, b.backend())
+	c := f.dial("mail.contoso.com")
+	for _, auth := range []string{"", "Authorization: NTLM type1\r\n"} {
+		c.send("GET /wopi/x HTTP/1.1\r\nHost: mail.contoso.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" + auth + "\r\n")
+		if r, body := c.response("GET"); r.StatusCode != 401 || body != "denied" || r.Close {
+			t.Fatalf("%s %q", r.Status, body)
+		}
+	}
+	c.send("GET /wopi/x HTTP/1.1\r\nHost: mail.contoso.com\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nAuthorization: NTLM type3\r\n\r\n")
+	if h := c.head(); !strings.HasPrefix(h, "HTTP/1.1 101 ") {
+		t.Fatalf("%q", h)
+	}
+	c.send("both ways")
+	c.Conn.(*tls.Conn).CloseWrite()
+	if rest, err := io.ReadAll(c.br); string(rest) != "both ways" || err != nil {
+		t.Errorf("%q %v", rest, err)
+	}
+	if n := len(b.connections()); n != 1 {
+		t.Errorf("%d connections at the server", n)
+	}
+}
+
+// with Expect, the answer before the body may come in any of the ways of
+// http.sys; both connections are kept, to a client that sends its body after all as
+// to one that has sent a part of it.
+func TestExpectAndEarlyAnswers(t *testing.T) {
+	t.Parallel()
+	const unauthorized = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: NTLM\r\n"
+	for name, tc := range map[string]struct {
+		answer  string
+		framing string
+		first   int // bytes of the body that are sent before the answer is looked for
+	}{
+		"never begun":            {unauthorized + "Content-Length: 6\r\n\r\ndenied", "Content-Length: 300000", 0},
+		"begun":                  {unauthorized + "Content-Length: 6\r\n\r\ndenied", "Content-Length: 200000", 1000},
+		"100 first":              {"HTTP/1.1 100 Continue\r\n\r\n" + unauthorized + "Content-Length: 6\r\n\r\ndenied", "Content-Length: 200000", 0},
+		"chunked page":           {unauthorized + "Transfer-Encoding: chunked\r\n\r\n6\r\ndenied\r\n0\r\n\r\n", "Content-Length: 300000", 0},
+		"chunked body":           {unauthorized + "Content-Length: 6\r\n\r\ndenied", "Transfer-Encoding: chunked", 0},
+		"403, never begun":       {"HTTP/1.1 403 Forbidden\r\nContent-Length: 6\r\n\r\ndenied", "Content-Length: 200000", 0},
+		"417 of the server":      {"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 6\r\n\r\ndenied", "Content-Length: 10", 0},
+		"large page, much later": {unauthorized + "Content-Length: 60000\r\n\r\n" + strings.Repeat("denied", 10000), "Content-Length: 200000", 500},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newRecorder(t, func(c *recorded) {
+				for {
+					r, err := http.ReadRequest(c.br)
+					if err != nil {
+						return
+					}
+					if r.Method == "GET" {
+						io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+						return
+					}
+					if strings.Contains(name, "later") {
+						time.Sleep(4 * quickWait)
+					}
+					io.WriteString(c, tc.answer)
+					if n, err := io.Copy(io.Discard, r.Body); err != nil {
+						t.Errorf("the server got %d bytes of the body: %v", n, err)
+						return
+					}
+				}
+			})
+			f := newFront(t, nil, b.backend())
+			c := f.dial("mail.contoso.com")
+			for range 2 {
+				body := strings.Repeat("b", 100000)
+				if n, ok := strings.CutPrefix(tc.framing, "Content-Length: "); ok {
+					var size int
+					fmt.Sscan(n, &size)
+					body = strings.Repeat("b", size)
+				} else {
+					body = fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body)
+				}
+				c.send("POST /ews/exchange.asmx HTTP/1.1\r\nHost: mail.contoso.com\r\nExpect: 100-continue\r\n" + tc.framing + "\r\n\r\n" + body[:tc.first])
+				r, page := c.response("POST")
+				if r.StatusCode == 100 {
+					r, page = c.response("POST")
+				}
+				if r.StatusCode < 400 || !strings.HasPrefix(page, "denied") || r.Close {
+					t.Fatalf("%s %.20q, close %v", r.Status, page, r.Close)
+				}
+				c.send(body[tc.first:])
+			}
+			c.send(get("/owa/")) // found where the second body ends
+			if r, _ := c.response("GET"); r.StatusCode != 204 {
+				t.Errorf("behind them: %s", r.Status)
+			}
+			if n := len(b.connections()); n != 1 {
+				t.Errorf("%d connections at the server", n)
+			}
+		})
+	}
+}
