@@ -214,6 +214,22 @@ func TestClientsByAddress(t *testing.T) {
 	}
 }
 
+// names of NTFS for what is closed are refused, wherever they stand; a
+// colon by itself is a character like others.
+func TestStreamsOfNTFSAreRefused(t *testing.T) {
+	host := &Host{Name: "mail.contoso.com", Mode: Bridge, VirtualDirectories: append(Preset(), CustomDirectory("/owa/closed", Deny)), Site: &Site{}}
+	table := &Table{Hosts: map[string]*Host{"mail.contoso.com": host}}
+	for target, want := range map[string]int{
+		"/owa/closed::$INDEX_ALLOCATION/x": 400, "/owa/closed:$i30:$index_allocation/": 400, "/owa/closed%3a:%24Index_Allocation": 400, "/owa/healthcheck.htm::$DATA": 400,
+		"/powershell::$index_allocation/": 400, "/owa/a:b/$c": 0, "/owa/?x=::$DATA": 0, "/owa/closed": 404,
+	} {
+		h := &requestHead{method: "GET", target: target, authority: "mail.contoso.com", hostName: "mail.contoso.com"}
+		if r := routeRequest(origin{table: table, secure: true, host: host}, h); r.status != want || (want == 0) != (r.action == actBridge) {
+			t.Errorf("%s: %d, want %d", target, r.status, want)
+		}
+	}
+}
+
 // what makes a connection a user's, in every way in which it can be written.
 func TestBindsConnection(t *testing.T) {
 	for value, want := range map[string]bool{

@@ -348,6 +348,7 @@ var (
 	errPathControl  = errors.New("control character in the path")
 	errPathEncoding = errors.New("path is not UTF-8")
 	errPathWide     = errors.New("full-width separator in the path")
+	errPathStream   = errors.New("NTFS stream type in the path")
 )
 
 // canonicalPath reduces the raw path of a request target to the form on which
@@ -398,6 +399,9 @@ func canonicalPath(raw string) (string, error) {
 	path := string(decoded)
 	if strings.ContainsAny(path, "\uff0e\uff0f\uff3c\uff05\u2215\u2216") {
 		return "", errPathWide
+	}
+	if strings.Contains(path, ":$") {
+		return "", errPathStream // to NTFS, /closed::$INDEX_ALLOCATION/ is /closed/
 	}
 	var out strings.Builder
 	for seg := range strings.SplitSeq(path, "/") {
