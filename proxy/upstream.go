@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -315,10 +316,9 @@ func (u *upstream) unwatch() error {
 // past is a deadline that makes a blocked read or write return.
 var past = time.Unix(1, 0)
 
-func isTimeout(err error) bool {
-	var ne net.Error
-	return errors.As(err, &ne) && ne.Timeout()
-}
+// isTimeout tells whether a deadline of ours has passed. ETIMEDOUT, which says that
+// the peer has vanished, calls itself a timeout as well.
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 
 // upstreams are a client connection's backend connections, one per backend. Only
 // the session's goroutine changes the list.
