@@ -250,6 +250,10 @@ The lab is up.
 	if ntlm != nil && flows.Bridge != "" {
 		fmt.Fprintf(out, "  curl --ntlm -u '%s:%s' %s https://%s/EWS/Exchange.asmx\n", ntlm.Login, ntlm.Password, to(flows.Bridge), flows.Bridge)
 	}
+	if flows.Bridge != "" {
+		fmt.Fprintf(out, "  chromium --user-data-dir=%s --host-resolver-rules='MAP %s:443 %s' https://%s/owa/    # the certificate is from the lab's CA\n",
+			filepath.Join(company.Dir(), "browser"), flows.Bridge, https, flows.Bridge)
+	}
 	if flows.Redirect.Host != "" {
 		fmt.Fprintf(out, "  curl -i --connect-to %s:80:%s http://%s/autodiscover/autodiscover.xml\n", flows.Redirect.Host, http, flows.Redirect.Host)
 		fmt.Fprintf(out, "  curl %s https://%s/        # refused: unrecognized name\n", to(flows.Redirect.Host), flows.Redirect.Host)
