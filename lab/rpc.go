@@ -43,7 +43,7 @@ type virtualConnection struct {
 const (
 	rpcJoinTime       = 10 * time.Second // for the second channel to come
 	rpcWriteTime      = 30 * time.Second
-	rpcKeepalive      = 5 * time.Minute // [MS-RPCH] 3.2.4.5.6, when the client does not say
+	rpcKeepalive      = 5 * time.Minute // ClientKeepalive, [MS-RPCH] 2.2.3.5.6, of a client that names none
 	rpcTimeout        = 15 * 60 * 1000  // ms, ConnectionTimeout
 	rpcWindow         = 64 << 10        // ReceiveWindowSize of the IN channel
 	rpcChannelLength  = 1 << 30         // Content-Length of the OUT channel
