@@ -467,6 +467,7 @@ func TestMAPIPendingPeriods(t *testing.T) { // not beside others: it measures
 func TestEWSStreaming(t *testing.T) { // not beside others: it measures
 	for _, framing := range []string{"chunked", "until close"} {
 		t.Run(framing, func(t *testing.T) {
+			t.Parallel() // with each other
 			timely(t, func(t *testing.T) error {
 				const chunks = 40
 				event := "<soap:Envelope>" + strings.Repeat("e", 300) + "</soap:Envelope>"
