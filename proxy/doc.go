@@ -16,15 +16,16 @@
 // terminate.go, relay.go, route.go (with attacks.go for the requests that are
 // known attacks), redirect.go, answer.go, bridge.go (with uplink.go for the
 // client's side of an exchange, and tunnel.go for what follows 101 Switching
-// Protocols), mail.go (with starttls.go for what is said in clear). Beside them stands what they share: table.go (what names mean),
-// head.go and body.go (HTTP/1.1 heads and framing, strict) over reader.go,
+// Protocols), mail.go (with starttls.go for what is said in clear), rpc.go. Beside
+// them stands what they share: table.go (what names mean), head.go and body.go (HTTP/1.1 heads and framing, strict) over reader.go,
 // forward.go (which header lines cross), rewrite.go (which of them change, and the
-// names in them), upstream.go (the connection to a
-// backend), limits.go and logins.go (what is too much, too slow, or guesses
+// names in them), upstream.go (the connection to a backend), balance.go, health.go
+// and affinity.go (which backend), status.go, sockets.go, binding.go (Extended
+// Protection), limits.go and logins.go (what is too much, too slow, or guesses
 // passwords), hints.go, accesslog.go.
 //
-// Two rules hold everywhere. One goroutine owns a client connection and its one
-// backend connection per site; backend connections are never pooled, because
+// Two rules hold everywhere. One goroutine owns a client connection and its
+// connections to backends, one for each; backend connections are never pooled, because
 // with NTLM or Negotiate the connection is the identity. And what is doubtful on
 // the wire is refused, after which both connections are closed.
 //

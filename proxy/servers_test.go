@@ -865,3 +865,32 @@ func TestOffload(t *testing.T) {
 		t.Errorf("the server was told %q", got)
 	}
 }
+
+// With a connection to a fit server, choosing costs a request nothing, be there one
+// server or several.
+func TestChoosingAllocatesNothing(t *testing.T) {
+	for n := 1; n <= 3; n++ {
+		site := &Site{Name: "hq", Exchange: "2019"}
+		for i := range n {
+			site.Backends = append(site.Backends, &Backend{Name: "cas", Address: fmt.Sprintf("cas%d:443", i)})
+		}
+		host := &Host{Name: "mail.contoso.com", Site: site, VirtualDirectories: Preset()}
+		rt := route{host: host, vdir: &host.VirtualDirectories[0]}
+		s := &session{}
+		u := &upstream{backend: site.Backends[0]}
+		u.hold(site)
+		s.ups.put(u)
+		ctx := t.Context()
+		if allocs := testing.AllocsPerRun(100, func() {
+			led := s.lead(site, rt.vdir)
+			got, err := s.upstream(ctx, rt, led)
+			if got != u || err != nil {
+				t.Fatal(got, err)
+			}
+			led.settle(got.state, rt.vdir.health())
+			led.done()
+		}); allocs != 0 {
+			t.Errorf("%d servers: %v allocations", n, allocs)
+		}
+	}
+}
