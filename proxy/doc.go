@@ -17,12 +17,13 @@
 // known attacks), redirect.go, answer.go, bridge.go (with uplink.go for the
 // client's side of an exchange, and tunnel.go for what follows 101 Switching
 // Protocols), mail.go (with starttls.go for what is said in clear), rpc.go. Beside
-// them stands what they share: table.go (what names mean), head.go and body.go (HTTP/1.1 heads and framing, strict) over reader.go,
-// forward.go (which header lines cross), rewrite.go (which of them change, and the
-// names in them), upstream.go (the connection to a backend), balance.go, health.go
-// and affinity.go (which backend), status.go, sockets.go, binding.go (Extended
-// Protection), limits.go and logins.go (what is too much, too slow, or guesses
-// passwords), hints.go, accesslog.go.
+// them stands what they share: table.go (what names mean), head.go and body.go
+// (HTTP/1.1 heads and framing, strict) over reader.go, forward.go (which header
+// lines cross), rewrite.go (which of them change, and the names in them),
+// upstream.go (the connection to a backend), balance.go, health.go and affinity.go
+// (which backend), status.go, sockets.go, binding.go (Extended Protection),
+// limits.go and logins.go (what is too much, too slow, or guesses passwords),
+// hints.go, accesslog.go.
 //
 // Two rules hold everywhere. One goroutine owns a client connection and its
 // connections to backends, one for each; backend connections are never pooled, because
@@ -31,5 +32,6 @@
 //
 // The package knows neither YAML nor certificates' origins nor XML: cmd/autodgate
 // fills a [Table] with plain values, *tls.Config and http.Handler, and hands it
-// to a [Server].
+// to a [Server]. Of the project's packages it uses internal/throttle alone, which
+// counts failed logins for it and for Autodiscover together.
 package proxy
