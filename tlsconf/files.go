@@ -1,7 +1,6 @@
 package tlsconf
 
 import (
-	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -25,7 +24,7 @@ import (
 // (certbot, Kubernetes), network file systems, a file that is replaced by rename.
 const filePoll = 2 * time.Second
 
-// FilesOptions are the settings of [NewFiles].
+// FilesOptions are the settings of [NewFiles] and [NewPFX].
 type FilesOptions struct {
 	Names []string       // host names that will show the certificate; those it does not cover are warned about
 	Poll  time.Duration  // how often the files are looked at; 0 is every 2 s, negative is never
@@ -34,13 +33,13 @@ type FilesOptions struct {
 	Wait bool
 }
 
-// Files is a certificate chain and its key in PEM files. When a file changes, the new pair is shown from the next handshake
-// on. While the files do not make a good pair, which is normal between the writing of one and of the other, the last good
-// one is kept.
+// Files is a certificate with its chain and key that comes out of files. When a file changes, the new pair is shown from
+// the next handshake on. While the files do not make a good pair, which is normal between the writing of one and of the
+// other, the last good one is kept.
 type Files struct {
-	certFile, keyFile string
-	names             []string
-	log               zerolog.Logger
+	paths []string // what is watched; the first is what the certificate is called after
+	load  func() (*tls.Certificate, []string, error)
+	log   zerolog.Logger
 
 	current atomic.Pointer[tls.Certificate]
 	worker  worker
@@ -48,13 +47,16 @@ type Files struct {
 
 var _ Source = (*Files)(nil)
 
-// NewFiles loads the pair and starts watching. The files may be one and the same. The error is one line that names the
-// file and what is wrong with it.
+// NewFiles loads a chain and its key from PEM files and starts watching. The files may be one and the same. The error is
+// one line that names the file and what is wrong with it.
 func NewFiles(certFile, keyFile string, o FilesOptions) (*Files, error) {
-	f := &Files{certFile: certFile, keyFile: keyFile, names: o.Names, log: o.Log.With().Str("cert", certFile).Logger()}
-	seen := f.state()
-	watch := &fileWatch{f: f, seen: seen}
-	cert, warnings, err := LoadFiles(certFile, keyFile, o.Names)
+	return newFiles([]string{certFile, keyFile}, func() (*tls.Certificate, []string, error) { return LoadFiles(certFile, keyFile, o.Names) }, o)
+}
+
+func newFiles(paths []string, load func() (*tls.Certificate, []string, error), o FilesOptions) (*Files, error) {
+	f := &Files{paths: paths, load: load, log: o.Log.With().Str("cert", paths[0]).Logger()}
+	watch := &fileWatch{f: f, seen: f.state()}
+	cert, warnings, err := load()
 	switch {
 	case err == nil:
 		f.current.Store(cert)
@@ -78,7 +80,7 @@ func NewFiles(certFile, keyFile string, o FilesOptions) (*Files, error) {
 func (f *Files) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	cert := f.current.Load()
 	if cert == nil {
-		return nil, fmt.Errorf("certificate %s could not be loaded yet", f.certFile)
+		return nil, fmt.Errorf("certificate %s could not be loaded yet", f.paths[0])
 	}
 	return cert, nil
 }
@@ -126,23 +128,29 @@ func (s fileState) same(t fileState) bool {
 	return s.info.ModTime().Equal(t.info.ModTime()) && s.info.Size() == t.info.Size() && os.SameFile(s.info, t.info)
 }
 
-func (f *Files) state() [2]fileState { return [2]fileState{stateOf(f.certFile), stateOf(f.keyFile)} }
+func (f *Files) state() []fileState {
+	var all []fileState
+	for _, p := range f.paths {
+		all = append(all, stateOf(p))
+	}
+	return all
+}
 
 // fileWatch is what the watching goroutine remembers from look to look.
 type fileWatch struct {
 	f      *Files
-	seen   [2]fileState
+	seen   []fileState
 	failed string // the last cause that was logged; "" after a success
 }
 
 func (w *fileWatch) look() {
 	// The state is taken before the files are read: what changes meanwhile is seen at the next look.
 	now := w.f.state()
-	if w.failed == "" && now[0].same(w.seen[0]) && now[1].same(w.seen[1]) {
+	if w.failed == "" && slices.EqualFunc(now, w.seen, fileState.same) {
 		return
 	}
 	w.seen = now
-	cert, warnings, err := LoadFiles(w.f.certFile, w.f.keyFile, w.f.names)
+	cert, warnings, err := w.f.load()
 	if err != nil {
 		w.fail(err)
 		return
@@ -219,30 +227,11 @@ func LoadFiles(certFile, keyFile string, names []string) (cert *tls.Certificate,
 	if err != nil {
 		return nil, nil, fmt.Errorf("key %s: %w", keyFile, err)
 	}
-	chain, warnings, err := orderChain(certs, key)
+	pair, warnings, err := NewPair(certs, nil, key, nil, time.Now())
 	if err != nil {
 		return nil, nil, fmt.Errorf("key %s does not belong to certificate %s (%s)", keyFile, certFile, displayName(certs[0]))
 	}
-	cert = &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
-	for _, c := range chain {
-		cert.Certificate = append(cert.Certificate, c.Raw)
-	}
-	return cert, append(warnings, Inspect(chain, names, time.Now())...), nil
-}
-
-func readFile(what, path string) ([]byte, error) {
-	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		return nil, fmt.Errorf("%s %s is a directory, a PEM file is needed", what, path)
-	}
-	b, err := os.ReadFile(path)
-	if err != nil {
-		var pathErr *os.PathError
-		if errors.As(err, &pathErr) {
-			err = pathErr.Err
-		}
-		return nil, fmt.Errorf("%s %s cannot be read: %w", what, path, err)
-	}
-	return b, nil
+	return pair.TLS(), append(warnings, pair.Inspect(names, time.Now())...), nil
 }
 
 func parseCertificates(data []byte) ([]*x509.Certificate, error) {
@@ -265,17 +254,6 @@ func parseCertificates(data []byte) ([]*x509.Certificate, error) {
 		return nil, fmt.Errorf("no PEM block CERTIFICATE in it%s", notPEM(data))
 	}
 	return certs, nil
-}
-
-// notPEM is a hint at what a file is that holds no PEM.
-func notPEM(data []byte) string {
-	switch {
-	case len(bytes.TrimSpace(data)) == 0:
-		return ", the file is empty"
-	case data[0] == 0x30: // an ASN.1 SEQUENCE
-		return ", it looks like DER or PFX"
-	}
-	return ""
 }
 
 func parseKey(data []byte) (crypto.Signer, error) {
@@ -314,46 +292,4 @@ func parseKey(data []byte) (crypto.Signer, error) {
 		return nil, fmt.Errorf("a key of type %T cannot sign a handshake; RSA or ECDSA is needed", key)
 	}
 	return nil, fmt.Errorf("no PEM block PRIVATE KEY in it%s", notPEM(data))
-}
-
-// orderChain finds the leaf by its key and follows the issuers from there.
-func orderChain(certs []*x509.Certificate, key crypto.Signer) (chain []*x509.Certificate, warnings []string, err error) {
-	leaf := -1
-	for i, c := range certs {
-		if pub, ok := c.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); ok && pub.Equal(key.Public()) {
-			leaf = i
-			break
-		}
-	}
-	if leaf < 0 {
-		return nil, nil, errors.New("no certificate for the key")
-	}
-	chain = []*x509.Certificate{certs[leaf]}
-	rest := slices.Delete(slices.Clone(certs), leaf, leaf+1)
-	for {
-		last := chain[len(chain)-1]
-		next := -1
-		for i, c := range rest {
-			// The signature decides; two intermediates of one name and different keys exist (cross-signing, renewal).
-			if !selfIssued(last) && bytes.Equal(last.RawIssuer, c.RawSubject) && last.CheckSignatureFrom(c) == nil {
-				next = i
-				break
-			}
-		}
-		if next < 0 {
-			break
-		}
-		chain = append(chain, rest[next])
-		rest = slices.Delete(rest, next, next+1)
-	}
-	for i, c := range chain {
-		if c != certs[i] {
-			warnings = append(warnings, "the chain was not in order (certificate first, then its issuers); put in order")
-			break
-		}
-	}
-	for _, c := range rest {
-		warnings = append(warnings, fmt.Sprintf("certificate %q in the file is no issuer of the first one; left out", displayName(c)))
-	}
-	return chain, warnings, nil
 }

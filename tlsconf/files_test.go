@@ -42,7 +42,7 @@ func TestLoadFilesErrors(t *testing.T) {
 	missing := filepath.Join(dir, "missing.pem")
 	f("missing certificate", missing, goodKey, "certificate "+missing+" cannot be read: no such file")
 	f("missing key", goodCert, missing, "key "+missing+" cannot be read: no such file")
-	f("directory", dir, goodKey, "certificate "+dir+" is a directory, a PEM file is needed")
+	f("directory", dir, goodKey, "certificate "+dir+" is a directory, a file is needed")
 	f("key directory", goodCert, dir, "key "+dir+" is a directory")
 	if os.Getuid() != 0 {
 		locked := file(certPEM(a))
@@ -121,9 +121,9 @@ func TestChainIsPutInOrder(t *testing.T) {
 		}
 	}
 	const order = "the chain was not in order (certificate first, then its issuers); put in order"
-	f("in order", []*issued{leaf, intermediate, root}, []*issued{leaf, intermediate, root})
-	f("backwards", []*issued{root, intermediate, leaf}, []*issued{leaf, intermediate, root}, order)
-	f("intermediates swapped", []*issued{leaf, root, intermediate}, []*issued{leaf, intermediate, root}, order)
+	f("in order", []*issued{leaf, intermediate, root}, []*issued{leaf, intermediate})
+	f("backwards", []*issued{root, intermediate, leaf}, []*issued{leaf, intermediate}, order)
+	f("intermediates swapped", []*issued{leaf, root, intermediate}, []*issued{leaf, intermediate}, order)
 	f("a stranger in it", []*issued{leaf, intermediate, stranger}, []*issued{leaf, intermediate}, `certificate "Stranger" in the file is no issuer of the first one; left out`)
 	f("two issuers of one name", []*issued{leaf, namesake, intermediate}, []*issued{leaf, intermediate}, order, `certificate "Contoso Issuing" in the file is no issuer of the first one; left out`)
 }

@@ -31,7 +31,9 @@ type KeyType string
 // The kinds of keys.
 const (
 	RSA2048   KeyType = "rsa2048" // what Exchange makes, and what every client can use
-	ECDSAP256 KeyType = "p256"    // a cheaper handshake
+	RSA3072   KeyType = "rsa3072"
+	RSA4096   KeyType = "rsa4096"
+	ECDSAP256 KeyType = "p256" // a cheaper handshake
 )
 
 const (
@@ -116,25 +118,15 @@ func SelfSignedPEM(shortName, fqdn string, extra []string, o SelfSignedOptions) 
 	if err != nil {
 		return nil, nil, err
 	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, nil, fmt.Errorf("encode key: %w", err)
-	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), nil
+	keyPEM, err = KeyPEM(key)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), keyPEM, err
 }
 
 // selfSignedNames are the SANs in order, without repetition; the first is the common name.
 func selfSignedNames(shortName, fqdn string, extra []string) ([]string, error) {
-	var names []string
-	for _, n := range append([]string{shortName, fqdn}, extra...) {
-		n = strings.ToLower(strings.TrimSuffix(n, "."))
-		if n == "" || strings.ContainsAny(n, "/\\\x00 \t\r\n") || n[0] == '.' {
-			return nil, fmt.Errorf("self-signed certificate: %q is not a host name", n)
-		}
-		if !slices.Contains(names, n) {
-			names = append(names, n)
-		}
+	names, err := HostNames(append([]string{shortName, fqdn}, extra...)...)
+	if err != nil {
+		return nil, fmt.Errorf("self-signed certificate: %w", err)
 	}
 	return names, nil
 }
@@ -150,10 +142,27 @@ func newKey(kind KeyType) (crypto.Signer, error) {
 	switch kind {
 	case RSA2048:
 		return rsa.GenerateKey(rand.Reader, 2048)
+	case RSA3072:
+		return rsa.GenerateKey(rand.Reader, 3072)
+	case RSA4096:
+		return rsa.GenerateKey(rand.Reader, 4096)
 	case ECDSAP256:
 		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	}
-	return nil, fmt.Errorf("unknown key type %q, there are %s and %s", kind, RSA2048, ECDSAP256)
+	return nil, fmt.Errorf("unknown key type %q, there are %s, %s, %s and %s", kind, RSA2048, RSA3072, RSA4096, ECDSAP256)
+}
+
+// MakeSelfSigned makes a self-signed certificate for names (see [HostNames]); the first is its common name.
+func MakeSelfSigned(names []string, kind KeyType, notBefore, notAfter time.Time) (*Pair, error) {
+	der, key, err := signSelf(names, SelfSignedOptions{Key: kind, Validity: notAfter.Sub(notBefore)}, notBefore)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &Pair{Chain: []*x509.Certificate{leaf}, Key: key}, nil
 }
 
 // signSelf makes the certificate, in the shape of the one that Exchange set-up installs (SCENARIOS.md B1).
@@ -222,7 +231,7 @@ func (s *SelfSigned) renew() error {
 	}
 	cert := &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 	if s.o.Dir != "" {
-		err = s.store(der, key)
+		err = s.store(leaf, key)
 	}
 	s.current.Store(cert)
 	s.log.Info().Time("not_after", leaf.NotAfter).Msg("new self-signed certificate")
@@ -238,38 +247,18 @@ func (s *SelfSigned) path() string {
 	return filepath.Join(s.o.Dir, "self-signed-"+strings.NewReplacer("*", "_", ":", "_").Replace(name)+".pem")
 }
 
-func (s *SelfSigned) store(der []byte, key crypto.Signer) (err error) {
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return fmt.Errorf("encode key: %w", err)
+func (s *SelfSigned) store(leaf *x509.Certificate, key crypto.Signer) error {
+	keyPEM, err := KeyPEM(key)
+	if err == nil {
+		err = os.MkdirAll(s.o.Dir, 0o700)
 	}
-	if err := os.MkdirAll(s.o.Dir, 0o700); err != nil {
+	if err == nil {
+		err = WriteFile(s.path(), append(CertificatesPEM(leaf), keyPEM...), 0o600, true)
+	}
+	if err != nil {
 		return fmt.Errorf("store self-signed certificate: %w", err)
 	}
-	tmp, err := os.CreateTemp(s.o.Dir, ".self-signed-*") // made with 0600
-	if err != nil {
-		return fmt.Errorf("store self-signed certificate: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(tmp.Name())
-			err = fmt.Errorf("store self-signed certificate: %w", err)
-		}
-	}()
-	err = pem.Encode(tmp, &pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if err == nil {
-		err = pem.Encode(tmp, &pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
-	}
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if closeErr := tmp.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), s.path())
-	}
-	return err
+	return nil
 }
 
 // stored returns the certificate kept in Dir. The error says why it is not used; fs.ErrNotExist is the usual one.
@@ -288,7 +277,7 @@ func (s *SelfSigned) stored() (*tls.Certificate, error) {
 		return nil, fmt.Errorf("%s is for other names: %s", s.path(), strings.Join(sanNames(cert.Leaf), ", "))
 	}
 	_, isRSA := cert.PrivateKey.(*rsa.PrivateKey)
-	if isRSA != (s.o.keyType() == RSA2048) {
+	if isRSA != (s.o.keyType() != ECDSAP256) {
 		return nil, fmt.Errorf("%s has a key of another type", s.path())
 	}
 	if !time.Now().Before(dueAt(cert.Leaf)) {

@@ -96,7 +96,7 @@ Try it: autodgate lab`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetVersionTemplate("autodgate {{.Version}}\n")
-	root.AddCommand(newServe(), newCheck(), newDiscover(), newLab(), newConfig(), newHealth(), newVersion(), newMan())
+	root.AddCommand(newServe(), newCheck(), newDiscover(), newLab(), newCert(), newConfig(), newHealth(), newVersion(), newMan())
 	return root
 }
 
