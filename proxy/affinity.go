@@ -5,12 +5,10 @@ import (
 	"cmp"
 	"container/list"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
 	"hash/maphash"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 )
@@ -382,17 +380,26 @@ func (s *Site) cookieName() string { return "autodgate-" + tokenOf(s.Name, 0) }
 // on every node, and so short that it does not confirm a guess at the server's
 // internal name.
 func (s *Site) cookieToken(b *Backend) string {
-	for n := byte(0); ; n++ {
-		token := tokenOf(s.Name+" "+b.Address, n)
-		for _, other := range s.Backends {
-			if other == b {
-				return token
-			}
-			if s.cookieToken(other) == token {
-				break
+	tokens := s.tokens.Load()
+	if tokens == nil {
+		tokens = s.cookieTokens()
+		s.tokens.Store(tokens)
+	}
+	return (*tokens)[b]
+}
+
+// cookieTokens makes the tokens of all servers; of two that would have the same, the
+// later one gets another.
+func (s *Site) cookieTokens() *map[*Backend]string {
+	tokens, taken := map[*Backend]string{}, map[string]bool{}
+	for _, b := range s.Backends {
+		for n := byte(0); tokens[b] == ""; n++ {
+			if token := tokenOf(s.Name+" "+b.Address, n); !taken[token] {
+				tokens[b], taken[token] = token, true
 			}
 		}
 	}
+	return &tokens
 }
 
 func tokenOf(text string, n byte) string {
@@ -423,15 +430,11 @@ func basicUser(fields []field) []byte {
 		if !f.is("Authorization") {
 			continue
 		}
-		scheme, encoded, ok := strings.Cut(string(f.value), " ")
-		if !ok || !strings.EqualFold(scheme, "Basic") {
+		scheme, token := cutScheme(f.value)
+		if !equalFold(scheme, "Basic") {
 			return nil
 		}
-		plain, err := base64.StdEncoding.DecodeString(strings.TrimSpace(encoded))
-		if err != nil {
-			return nil
-		}
-		user, _, ok := bytes.Cut(plain, []byte(":"))
+		user, _, ok := bytes.Cut(decodeToken(token), []byte(":"))
 		if !ok || len(user) == 0 {
 			return nil
 		}

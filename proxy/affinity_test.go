@@ -249,3 +249,50 @@ func TestAffinityTableBounds(t *testing.T) {
 		t.Error("not the oldest has gone")
 	}
 }
+
+// A request with a cookie costs the same however many servers there are: each has
+// its token, and no two the same one.
+func TestCookieTokens(t *testing.T) {
+	s := &Site{Name: "hq"}
+	for i := range 600 { // of 65536: some would have the same
+		s.Backends = append(s.Backends, &Backend{Address: fmt.Sprintf("cas%d.contoso.local:443", i)})
+	}
+	seen := map[string]bool{}
+	for _, b := range s.Backends {
+		seen[s.cookieToken(b)] = true
+	}
+	if len(seen) != len(s.Backends) || seen[""] {
+		t.Errorf("%d tokens for %d servers", len(seen), len(s.Backends))
+	}
+	again := &Site{Name: "hq", Backends: s.Backends}
+	for _, b := range s.Backends {
+		if again.cookieToken(b) != s.cookieToken(b) {
+			t.Fatal("another token after a restart")
+		}
+	}
+	cookie := fieldsOf(t, "Cookie: "+s.cookieName()+"=none")
+	if n := testing.AllocsPerRun(10, func() {
+		s.lead("owa", "owa", []Affinity{ByCookie}, cookie, netip.Addr{}, time.Now())
+	}); n > 20 {
+		t.Errorf("%v allocations to look for a cookie", n)
+	}
+}
+
+// The user of a Basic login is found however a server may find it.
+func TestBasicUserIsReadAsLoginsAre(t *testing.T) {
+	for line, want := range map[string]string{
+		"Basic UGF0OnNlY3JldA==":      "pat",
+		"basic\tUGF0OnNlY3JldA":       "pat",
+		"BASIC   UGF0OnNlY3JldA==":    "pat",
+		"Negotiate UGF0OnNlY3JldA==":  "",
+		"Basic":                       "",
+		"Basic OnNlY3JldA==":          "",
+		"BasicUGF0OnNlY3JldA==":       "",
+		"Basic UGF0OnNlY3JldA==\tx":   "pat",
+		"Bearer Basic UGF0OnNlY3JldA": "",
+	} {
+		if got := string(basicUser(fieldsOf(t, "Authorization: "+line))); got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
+	}
+}

@@ -131,10 +131,11 @@ func (s *session) bridge(ctx context.Context, rt route) (keep bool, err error) {
 	if x.unsent && !up.identity && rt.host.Site.HostHeader != HostBackend {
 		// The server went away in the moment since the connection was looked at, with
 		// nothing of the request: it is as new to another one.
-		if up, err = s.replace(ctx, rt, led, up); err != nil {
+		var other *upstream
+		if other, err = s.replace(ctx, rt, led, up); err != nil {
 			return s.noUpstream(ctx, err)
 		}
-		x.up, x.unsent, x.writeErr = up, false, nil
+		up, x.up, x.unsent, x.writeErr = other, other, false, nil
 		wholeBody, err = x.send()
 	}
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -773,6 +775,59 @@ func TestSeveralServers(t *testing.T) {
 	n1, n2, n3 := len(b1.connections()), len(b2.connections()), len(drained.connections())
 	if n1+n2 != 8 || n1 == 0 || n2 == 0 || n3 != 0 {
 		t.Errorf("connections: %d, %d, drained %d", n1, n2, n3)
+	}
+}
+
+// dyingConn is a connection that takes nothing more once it is dead, and does not
+// show it before.
+type dyingConn struct {
+	net.Conn
+	dead *atomic.Bool
+}
+
+func (c dyingConn) Write(p []byte) (int, error) {
+	if c.dead.Load() {
+		return 0, syscall.EPIPE
+	}
+	return c.Conn.Write(p)
+}
+
+// a connection that dies just when a request is to go over it is replaced,
+// since nothing has gone; if there is no other one, the client is told so.
+func TestConnectionDiesUnderARequest(t *testing.T) {
+	t.Parallel()
+	for _, refused := range []bool{false, true} {
+		b := newRecorder(t, echo)
+		var dead atomic.Bool
+		f := newFront(t, func(_ *front, o *Options, _ *Table) {
+			o.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				if dead.Load() && refused {
+					return nil, syscall.ECONNREFUSED
+				}
+				c, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+				if dead.Load() || err != nil {
+					return c, err
+				}
+				return dyingConn{c, &dead}, nil
+			}
+		}, b.backend())
+		c := f.dial("mail.contoso.com")
+		c.send(get("/owa/"))
+		c.response("GET")
+		dead.Store(true)
+		c.send("POST /owa/ HTTP/1.1\r\nHost: mail.contoso.com\r\nContent-Length: 4\r\n\r\nbody")
+		want := 200
+		if refused {
+			want = 502
+		}
+		if r, _ := c.response("POST"); r.StatusCode != want {
+			t.Errorf("%s, want %d", r.Status, want)
+		}
+		c.Close()
+		eventually(t, "the connection is over", func() bool { return f.Connections() == 0 })
+		if log := f.log.String(); strings.Contains(log, "fault in the program") {
+			t.Error(log)
+		}
 	}
 }
 

@@ -35,9 +35,11 @@ type Health struct {
 // Times of looking after servers.
 const (
 	// recoverEvery is how soon a server is looked at again that could not be
-	// connected to: clients found out, and more will come.
-	recoverEvery   = time.Second
-	recoverTimeout = time.Second
+	// connected to: clients found out, and more will come. The look takes as long as any
+	// other: on a machine that is short of time a server answers late that is fine, and
+	// whoever is logged in there must not lose it for that. One that is gone is passed
+	// over meanwhile.
+	recoverEvery = time.Second
 	// cutAfter is how long exchanges in progress may go on when their server is
 	// found down and others take over; with what comes before, less than the second
 	// of.
@@ -294,7 +296,6 @@ type lookout struct {
 	health  Health
 	regular bool // look also when there is no cause to
 	backend *Backend
-	timeout time.Duration // to connect
 	probes  []probe
 }
 
@@ -327,9 +328,6 @@ func (s *Server) lookAfter(ctx context.Context, bs *backendState) {
 // lookOnce makes all checks of a backend side by side and takes up their outcomes.
 func (s *Server) lookOnce(ctx context.Context, bs *backendState, l *lookout) {
 	timeout := l.health.Timeout
-	if bs.reach.out.Load() && !bs.reach.down.Load() {
-		timeout = min(timeout, recoverTimeout)
-	}
 	if len(l.probes) == 0 {
 		connect := s.dial.tcp
 		if b := l.backend; b.TLS != nil && !b.StartTLS {
@@ -550,7 +548,7 @@ func (s *Server) adopt(t *Table) {
 			if drain := b.Drain; bs.drain.Swap(drain) != drain {
 				bs.log.Info().Bool("drain", drain).Msg("drain")
 			}
-			l := &lookout{health: site.health(), backend: b, timeout: site.ConnectTimeout, probes: t.probes(site, b)}
+			l := &lookout{health: site.health(), backend: b, probes: t.probes(site, b)}
 			l.regular = len(l.probes) > 0 || site.Health != nil && len(site.Backends) > 1
 			if l.regular || len(site.Backends) > 1 {
 				s.watch(bs, l)

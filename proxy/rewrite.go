@@ -438,8 +438,8 @@ func (h *responseHead) challengesLeft() (removed, left, basic bool) {
 		removed, left = removed || some, left || rest != ""
 		challenges, _ := splitChallenges(rest) // none, where they cannot be told apart
 		for _, c := range challenges {
-			scheme, _, _ := strings.Cut(c, " ")
-			basic = basic || strings.EqualFold(scheme, "Basic")
+			scheme, _ := cutScheme([]byte(c))
+			basic = basic || equalFold(scheme, "Basic")
 		}
 	}
 	return removed, left, basic

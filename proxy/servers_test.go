@@ -336,6 +336,8 @@ func TestDeafServer(t *testing.T) {
 		deaf.Store(true)
 		f := newFront(t, func(f *front, o *Options, _ *Table) {
 			o.Dial = deafDial(&deaf, f.site.Backends[0].Address)
+			// It shall not be found down before clients find out.
+			f.site.Health = &Health{Timeout: 500 * time.Millisecond, Fall: 1000}
 		}, one.backend(), two.backend())
 		deaf.Store(false)
 		usual := f.usual()
@@ -362,6 +364,45 @@ func TestDeafServer(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// A server that is slow to connect to, as all are on a machine that is short of
+// time, is passed over, and is not down: who is logged in there stays.
+func TestSlowServerKeepsItsClients(t *testing.T) {
+	t.Parallel()
+	one, two := newCAS(t, "cas01"), newCAS(t, "cas02")
+	var slow atomic.Bool
+	f := newFront(t, func(f *front, o *Options, _ *Table) {
+		address := f.site.Backends[0].Address
+		o.Dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if addr == address && slow.Load() {
+				select {
+				case <-time.After(recoverEvery * 3 / 2):
+				case <-ctx.Done():
+					return nil, ctx.Err()
+				}
+			}
+			return (&net.Dialer{}).DialContext(ctx, network, addr)
+		}
+		f.site.Health = &Health{Timeout: patience, Interval: time.Hour, Fall: 2}
+	}, one.backend(), two.backend())
+	var pat *client
+	for name := ""; name != "cas01"; {
+		pat = f.dial("mail.contoso.com")
+		pat.send("GET /owa/ HTTP/1.1\r\nHost: mail.contoso.com\r\nAuthorization: NTLM pat\r\n\r\n")
+		_, name = pat.response("GET")
+	}
+	eventually(t, "the first look is over", func() bool { return one.known(f).reach.status("").State == "up" })
+	slow.Store(true)
+	eventually(t, "the server is doubted", func() bool { f.who("/owa/"); return one.known(f).reach.out.Load() })
+	f.waitForLog("server answers again")
+	pat.send(get("/owa/"))
+	if _, name := pat.response("GET"); name != "cas01" {
+		t.Errorf("answered by %q", name)
+	}
+	if log := f.log.String(); strings.Contains(log, "server down") {
+		t.Error(log)
+	}
 }
 
 // a server that accepts connections and says nothing is passed over within a

@@ -135,7 +135,8 @@ type Site struct {
 	// version needs it in each; empty: not at all.
 	Affinity []Affinity
 
-	state atomic.Pointer[siteState]
+	state  atomic.Pointer[siteState]
+	tokens atomic.Pointer[map[*Backend]string] // see cookieToken
 }
 
 // Backend is one server of a site.
