@@ -165,9 +165,9 @@ type Certificate struct {
 	Cert string `yaml:"cert" kind:"file" example:"mail.pem"`
 	// Its private key, PEM.
 	Key string `yaml:"key" kind:"file" example:"mail.key"`
-	// Certificate, chain and key in one PKCS #12 file, as exported by Exchange.
+	// Certificate, chain and key in one PKCS #12 file, as exported by Exchange (3DES, RC2 and AES are read).
 	PFX string `yaml:"pfx" kind:"file" example:"mail.pfx"`
-	// A file that holds the password of the PFX. Without it the password is empty.
+	// A file that holds the password of the PFX, without the line end. Without it the password is empty.
 	PasswordFile string `yaml:"password_file" kind:"file" example:"pfx.pass"`
 }
 

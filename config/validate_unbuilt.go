@@ -19,14 +19,9 @@ func (v validator) notInEffect() {
 	}
 	for _, name := range ordered(v, hostsPath, v.c.Hosts) {
 		h, p := v.c.Hosts[name], hostsPath.key(name)
-		if c := h.Certificate; c != nil {
-			const want = "until then: {cert: FILE, key: FILE} or self_signed"
-			switch refused := ": until it is, TLS connections to " + name + " and its aliases are refused"; {
-			case c.Source == "acme" || c.Source == "autocert":
-				say(p.key("certificate"), want, "certificate: "+c.Source+" is not in effect yet"+refused)
-			case c.PFX != "":
-				say(p.key("certificate").key("pfx"), want, "a certificate from a PFX is not in effect yet"+refused)
-			}
+		if c := h.Certificate; c != nil && (c.Source == "acme" || c.Source == "autocert") {
+			say(p.key("certificate"), "until then: {cert: FILE, key: FILE}, {pfx: FILE} or self_signed",
+				"certificate: "+c.Source+" is not in effect yet: until it is, TLS connections to "+name+" and its aliases are refused")
 		}
 		if h.TLS.Profile == "old" {
 			say(p.key("tls").key("profile"), "until then: intermediate", "the profile old is not in effect yet: intermediate holds, and older clients cannot connect")

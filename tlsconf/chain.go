@@ -127,14 +127,20 @@ func walkPaths(path, bag []*x509.Certificate, all *[][]*x509.Certificate) {
 	}
 }
 
-// verifies reports whether the path leads to one of the roots, be the certificate itself expired or not.
+// verifies reports whether the path leads to one of the roots (nil: of the system). That something on it is expired is
+// another question.
 func verifies(path []*x509.Certificate, roots *x509.CertPool, now time.Time) bool {
 	o := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
-	if leaf := path[0]; now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
-		o.CurrentTime = leaf.NotAfter
+	if leaf := path[0]; now.Before(leaf.NotBefore) {
+		o.CurrentTime = leaf.NotBefore
 	}
-	for _, c := range path[1:] {
-		o.Intermediates.AddCert(c)
+	for i, c := range path {
+		if c.NotAfter.Before(o.CurrentTime) {
+			o.CurrentTime = c.NotAfter
+		}
+		if i > 0 {
+			o.Intermediates.AddCert(c)
+		}
 	}
 	_, err := path[0].Verify(o)
 	return err == nil

@@ -27,14 +27,17 @@ func Covers(leaf *x509.Certificate, name string) bool {
 }
 
 // Inspect returns what clients will dislike about a certificate, one sentence each, worst first: not valid at the given
-// time, no SAN, names it does not cover, an issuer that is missing. chain is the leaf and its intermediates in order;
-// names are the hosts that show it..
+// time, no SAN, names it does not cover, an issuer that is missing. chain is the leaf and its intermediates in order,
+// with the root behind them where it is at hand; names are the hosts that show it..
 func Inspect(chain []*x509.Certificate, names []string, now time.Time) []string {
 	var out []string
 	warn := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
 	for i, c := range chain {
 		what := "the certificate"
-		if i > 0 {
+		switch {
+		case i > 0 && selfIssued(c):
+			what = fmt.Sprintf("the root certificate %q", displayName(c))
+		case i > 0:
 			what = fmt.Sprintf("the intermediate certificate %q", displayName(c))
 		}
 		switch {
@@ -54,12 +57,13 @@ func Inspect(chain []*x509.Certificate, names []string, now time.Time) []string 
 			}
 		}
 	}
-	if len(chain) == 1 && !selfIssued(leaf) {
-		// Issued by a root directly is fine if clients have that root; mostly it is a forgotten intermediate.
-		_, err := leaf.Verify(x509.VerifyOptions{CurrentTime: leaf.NotAfter, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-		if err != nil {
-			warn("the chain ends at the certificate itself, and its issuer %q is no root known here: intermediate certificates missing, or a private CA?", issuerName(leaf))
+	// Issued by a root directly is fine if clients have that root; mostly it is a forgotten intermediate.
+	if last := chain[len(chain)-1]; !selfIssued(last) && !verifies(chain, nil, now) {
+		end := "the certificate itself"
+		if len(chain) > 1 {
+			end = fmt.Sprintf("the intermediate certificate %q", displayName(last))
 		}
+		warn("the chain ends at %s, and its issuer %q is no root known here: intermediate certificates missing, or a private CA (its root behind them would tell)?", end, issuerName(last))
 	}
 	return out
 }

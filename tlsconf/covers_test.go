@@ -66,12 +66,13 @@ func TestInspect(t *testing.T) {
 	}
 	leaf := issue(t, "mail.contoso.com", intermediate, dns("mail.contoso.com", "autodiscover.contoso.com"))
 	self := issue(t, "mail.contoso.com", nil, dns("mail.contoso.com"))
-	full := []*issued{leaf, intermediate}
+	full := []*issued{leaf, intermediate, root}
 	f("good", full, []string{"mail.contoso.com", "AUTODISCOVER.contoso.com"}, now)
 	f("self-signed", []*issued{self}, []string{"mail.contoso.com"}, now)
-	f("expired", full, nil, now.AddDate(1, 0, 0), "the certificate expired on "+leaf.NotAfter.UTC().Format(time.DateOnly), `intermediate certificate "Contoso Issuing" expired`)
+	f("expired", full, nil, now.AddDate(1, 0, 0), "the certificate expired on "+leaf.NotAfter.UTC().Format(time.DateOnly), `the intermediate certificate "Contoso Issuing" expired`, `the root certificate "Contoso Root" expired`)
 	f("not yet", []*issued{self}, nil, now.AddDate(-1, 0, 0), "is not valid before")
 	f("no SAN", []*issued{issue(t, "mail.contoso.com", nil, nil)}, []string{"mail.contoso.com"}, now, `no subject alternative name, and clients do not look at the common name "mail.contoso.com"`)
 	f("names", full, []string{"mail.contoso.com", "legacy.contoso.com"}, now, "does not cover legacy.contoso.com, only mail.contoso.com, autodiscover.contoso.com")
-	f("no intermediate", []*issued{leaf}, nil, now, `its issuer "Contoso Issuing" is no root known here: intermediate certificates missing, or a private CA?`)
+	f("no intermediate", []*issued{leaf}, nil, now, `its issuer "Contoso Issuing" is no root known here: intermediate certificates missing, or a private CA`)
+	f("no second intermediate", full[:2], nil, now, `the chain ends at the intermediate certificate "Contoso Issuing", and its issuer "Contoso Root" is no root known here`)
 }

@@ -124,8 +124,8 @@ func TestChainIsPutInOrder(t *testing.T) {
 	f("in order", []*issued{leaf, intermediate, root}, []*issued{leaf, intermediate})
 	f("backwards", []*issued{root, intermediate, leaf}, []*issued{leaf, intermediate}, order)
 	f("intermediates swapped", []*issued{leaf, root, intermediate}, []*issued{leaf, intermediate}, order)
-	f("a stranger in it", []*issued{leaf, intermediate, stranger}, []*issued{leaf, intermediate}, `certificate "Stranger" in the file is no issuer of the first one; left out`)
-	f("two issuers of one name", []*issued{leaf, namesake, intermediate}, []*issued{leaf, intermediate}, order, `certificate "Contoso Issuing" in the file is no issuer of the first one; left out`)
+	f("a stranger in it", []*issued{leaf, intermediate, root, stranger}, []*issued{leaf, intermediate}, `certificate "Stranger" in the file is no issuer of the first one; left out`)
+	f("two issuers of one name", []*issued{leaf, namesake, intermediate, root}, []*issued{leaf, intermediate}, order, `certificate "Contoso Issuing" in the file is no issuer of the first one; left out`)
 }
 
 const testPoll = 5 * time.Millisecond

@@ -12,7 +12,6 @@ import (
 
 	"github.com/autodgate/autodgate/config"
 	"github.com/autodgate/autodgate/directory"
-	"github.com/autodgate/autodgate/tlsconf"
 )
 
 func newCheck() *cobra.Command {
@@ -93,10 +92,10 @@ func checkFiles(w io.Writer, cfg *config.Config, doubts bool) (problems, warning
 		if _, err := silent.buildMail(cfg, name, nil); err != nil {
 			fail("%v", err)
 		}
-		if h.Certificate == nil || h.Certificate.Cert == "" {
+		if h.Certificate == nil || h.Certificate.Source != "" {
 			continue
 		}
-		_, found, err := tlsconf.LoadFiles(cfg.Path(h.Certificate.Cert), cfg.Path(h.Certificate.Key), append([]string{name}, h.Aliases...))
+		_, found, err := loadCertificate(cfg, h.Certificate, append([]string{name}, h.Aliases...))
 		if err != nil {
 			fail("host %s: %v", name, err)
 		}

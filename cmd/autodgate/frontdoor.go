@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -177,7 +178,7 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 				}
 				h.Leaf = src.Leaf
 				h.Ready = func() bool { return src.Leaf() != nil }
-				h.Policy = strings.Join([]string{hc.Certificate.Source, hc.Certificate.Cert, hc.Certificate.Key, hc.TLS.Profile}, "|")
+				h.Policy = strings.Join([]string{hc.Certificate.Source, hc.Certificate.Cert, hc.Certificate.Key, hc.Certificate.PFX, hc.TLS.Profile}, "|")
 				if hc.Certificate.Source != "" {
 					h.Policy += "|" + name // a certificate of the host's own
 				}
@@ -346,6 +347,8 @@ func (f *frontDoor) certificate(cfg *config.Config, name string, h *config.Host)
 	switch {
 	case c.Cert != "":
 		return tlsconf.NewFiles(cfg.Path(c.Cert), cfg.Path(c.Key), tlsconf.FilesOptions{Names: names, Log: log, Wait: true})
+	case c.PFX != "":
+		return tlsconf.NewPFX(cfg.Path(c.PFX), cfg.Path(c.PasswordFile), tlsconf.FilesOptions{Names: names, Log: log, Wait: true})
 	case c.Source == "self_signed":
 		short, _, _ := strings.Cut(name, ".")
 		dir := ""
@@ -354,7 +357,15 @@ func (f *frontDoor) certificate(cfg *config.Config, name string, h *config.Host)
 		}
 		return tlsconf.NewSelfSigned(short, name, h.Aliases, tlsconf.SelfSignedOptions{Dir: dir, Log: log})
 	}
-	return nil, errors.New("this kind of certificate is not in effect yet; use {cert: …, key: …} or self_signed")
+	return nil, errors.New("this kind of certificate is not in effect yet; use {cert: …, key: …}, {pfx: …} or self_signed")
+}
+
+// loadCertificate reads the certificate of a host once, where it is in files that the config names.
+func loadCertificate(cfg *config.Config, c *config.Certificate, names []string) (*tls.Certificate, []string, error) {
+	if c.PFX != "" {
+		return tlsconf.LoadPFX(cfg.Path(c.PFX), cfg.Path(c.PasswordFile), names)
+	}
+	return tlsconf.LoadFiles(cfg.Path(c.Cert), cfg.Path(c.Key), names)
 }
 
 // buildAnswer makes the Autodiscover handler and opens the mailboxes.

@@ -127,12 +127,12 @@ func runSome(ctx context.Context, jobs []func(context.Context) findings) []findi
 func (l *live) certificate(name string) []func(context.Context) findings {
 	h := l.cfg.Hosts[name]
 	c := h.Certificate
-	if c == nil || c.Cert == "" {
+	if c == nil || c.Source != "" {
 		return nil
 	}
 	f := findings{where: "host " + name}
 	names := append([]string{name}, h.Aliases...)
-	cert, doubts, err := tlsconf.LoadFiles(l.cfg.Path(c.Cert), l.cfg.Path(c.Key), names)
+	cert, doubts, err := loadCertificate(l.cfg, c, names)
 	if err != nil {
 		return nil // one of the files, which have been looked at before
 	}
