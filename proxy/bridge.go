@@ -447,7 +447,7 @@ func (x *exchange) cut(err error) (bool, error) {
 	if m := x.s.head.method; errors.Is(err, io.ErrUnexpectedEOF) && (m == "RPC_OUT_DATA" || m == "RPC_IN_DATA") {
 		return false, errChannelEnded
 	}
-	return false, fmt.Errorf("response from backend %s: %w", x.up.backend.Name, err)
+	return false, fmt.Errorf("response from backend %s: %w", x.up.backend.Name, x.up.cause(err))
 }
 
 // abandon ends an exchange because the client does not take the response.
@@ -460,6 +460,7 @@ func (x *exchange) abandon(err error) (bool, error) {
 
 // failed ends an exchange before any byte of a final response was sent.
 func (s *session) failed(ctx context.Context, x *exchange, err error) (bool, error) {
+	err = x.up.cause(err)
 	x.up.close()
 	x.stopUplink()
 	s.ev.in = x.moved.Load()
@@ -475,6 +476,8 @@ func (s *session) failed(ctx context.Context, x *exchange, err error) (bool, err
 		return s.fail(he.status, x.bodyErr)
 	case errors.Is(err, errBackendSilent):
 		return s.fail(http.StatusGatewayTimeout, fmt.Errorf("backend %s: %w", x.up.backend.Name, err))
+	case x.up.used && errors.Is(err, errServerLost):
+		return false, fmt.Errorf("backend %s: %w", x.up.backend.Name, err)
 	case x.up.used && !errors.As(err, &he):
 		// An idle backend connection may close just when a request is on its way.
 		// Repeating the request on a new connection could repeat its effect and

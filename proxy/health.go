@@ -406,8 +406,8 @@ func (s *Server) found(bs *backendState, c *check, dir string, err error, server
 // for, where another server takes it over: idle ones at once, and what is in
 // the middle of an exchange a little later, so that short ones may end.
 func (s *Server) failOver(st *siteState) {
-	if n, busy := st.closeLost(false); n+busy > 0 {
-		st.log.Info().Int("closed", n).Int("in_progress", busy).Msg("connections to a server that is down are closed: others take over")
+	if names, n, busy := st.closeLost(false); n+busy > 0 {
+		st.log.Info().Strs("backends", names).Int("closed", n).Int("in_progress", busy).Msg("connections to a server that is down are closed: others take over")
 		if busy > 0 {
 			s.wg.Go(func() { // from a goroutine that wg counts
 				select {
@@ -420,10 +420,11 @@ func (s *Server) failOver(st *siteState) {
 	}
 }
 
-// closeLost closes them, and returns how many, and how many it left because they
-// are busy.
-func (st *siteState) closeLost(busyToo bool) (closed, busy int) {
+// closeLost closes them, and returns whose they are, how many, and how many it left
+// because they are busy.
+func (st *siteState) closeLost(busyToo bool) (names []string, closed, busy int) {
 	for _, bs := range st.all() {
+		before := closed + busy
 		bs.mu.Lock()
 		var lost []*upstream
 		for u := range bs.conns {
@@ -441,11 +442,15 @@ func (st *siteState) closeLost(busyToo bool) (closed, busy int) {
 				busy++
 			default:
 				closed++
+				u.lost.Store(true)
 				u.close()
 			}
 		}
+		if closed+busy > before {
+			names = append(names, bs.name)
+		}
 	}
-	return closed, busy
+	return names, closed, busy
 }
 
 // unreachable notes that a connection could not be made: new ones go elsewhere until

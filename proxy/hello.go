@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"net/netip"
 	"strings"
 	"time"
+
+	"github.com/pires/go-proxyproto"
 )
 
 // We parse the ClientHello ourselves. crypto/tls cannot hand back what it read, refuses a trailing dot in the name
@@ -53,6 +56,9 @@ type hello struct {
 
 // errNotTLS: the first bytes are not those of a TLS handshake record. No alert would be understood.
 var errNotTLS = errors.New("not TLS")
+
+// errProxyUnlisted: a PROXY header came, and from this address none is taken.
+var errProxyUnlisted = fmt.Errorf("%w, but a PROXY header from an address that is not in proxy_protocol_from", errNotTLS)
 
 // errPlainHTTP: an HTTP request was sent to the TLS port; the caller may answer it in clear.
 var errPlainHTTP = errors.New("plain HTTP on the TLS port")
@@ -193,6 +199,15 @@ func notTLS(c *peekedConn) error {
 		}
 		return errNotTLS
 	}
+	for n := 1; bytes.HasPrefix(proxyproto.SIGV2, b[:n]); {
+		if n == len(proxyproto.SIGV2) {
+			return errProxyUnlisted
+		}
+		n++
+		if b, err = c.peek(n); err != nil {
+			return errNotTLS
+		}
+	}
 	for i := 0; i <= maxMethod; i++ {
 		if b, err = c.peek(i + 1); err != nil {
 			return errNotTLS
@@ -206,6 +221,9 @@ func notTLS(c *peekedConn) error {
 			}
 			if b, err = c.peek(i + 2); err != nil {
 				return errNotTLS
+			}
+			if string(b[:i+1]) == string(proxyV1Start) && (b[i+1] == 'T' || b[i+1] == 'U') { // TCP4, TCP6, UNKNOWN
+				return errProxyUnlisted
 			}
 			switch b[i+1] { // origin, asterisk and absolute form (RFC 9112 section 3.2)
 			case '/', '*', 'h', 'H':

@@ -63,6 +63,7 @@ var (
 	errUpstreamGone = errors.New("backend closed the idle connection")
 	errUnasked      = errors.New("backend sent bytes that no request asked for")
 	errServerDown   = errors.New("the backend that the client is logged in at is down")
+	errServerLost   = errors.New("it was found down in the middle of the request, and another server takes over")
 	errShutdown     = errors.New("shutting down")
 )
 

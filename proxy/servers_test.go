@@ -269,6 +269,11 @@ func TestDownServerClosesItsConnections(t *testing.T) {
 		}
 		poll.ends()
 		err := within(time.Second, start, "connections to the server that is down closed")
+		eventually(t, "the cause in the log", func() bool {
+			log := f.log.String()
+			return strings.Contains(log, `"error":"response from backend cas01: `+errServerLost.Error()) &&
+				strings.Contains(log, `"backends":["cas01"],"closed":2,"in_progress":1`)
+		})
 		kim.send(get("/ews/"))
 		if _, body := kim.response("GET"); body != "cas02" {
 			t.Errorf("answered by %q", body)

@@ -33,6 +33,7 @@ type upstream struct {
 	busy     atomic.Bool                      // in the middle of an exchange
 	serves   atomic.Pointer[VirtualDirectory] // what it was last used for
 	closed   atomic.Bool
+	lost     atomic.Bool // closed since the server is down and another takes over
 
 	watchDone chan struct{} // while idle: closed when the watcher is through
 	watchErr  error         // how the connection ended; valid after watchDone
@@ -238,6 +239,15 @@ func certificateHint(err error) string {
 		return " (no cipher suite in common? Set the site's tls: {min_version: …} or {ciphers: […]})"
 	}
 	return ""
+}
+
+// cause is why an exchange on the connection failed: what reading met, unless it met
+// only that the connection was closed here.
+func (u *upstream) cause(err error) error {
+	if u.lost.Load() && !errors.Is(err, errBackendSilent) {
+		return errServerLost
+	}
+	return err
 }
 
 // close ends the connection at once; also from another goroutine.
