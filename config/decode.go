@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"reflect"
@@ -174,6 +175,7 @@ func (d decoder) structure(n ast.Node, v reflect.Value, f field, p path) {
 				d.wrongType(n, f, p)
 				return
 			}
+			s.forms = f.about()
 			d.value(n, v.Field(s.index), s, p)
 			return
 		}
@@ -269,7 +271,7 @@ func (d decoder) word(n ast.Node, v reflect.Value, f field, p path) {
 		v.SetInt(int64(i))
 	case f.enum != nil:
 		if !slices.Contains(f.enum, s) {
-			d.fail(p, RuleUnknownValue, oneOf(f.enum), "%q is none of the values known here", s)
+			d.fail(p, RuleUnknownValue, cmp.Or(f.forms, oneOf(f.enum)), "%q is none of the values known here", s)
 			return
 		}
 		v.SetString(s)

@@ -31,6 +31,7 @@ type field struct {
 	kind     string
 	mapKey   string
 	enum     []string
+	forms    string // of a struct written as one word: what could stand there
 	def      string
 	example  string
 	required bool

@@ -66,8 +66,10 @@ const (
 	RuleHostNoMode       Rule = "host-no-mode"
 	RuleHostTwoModes     Rule = "host-two-modes"
 	RuleHostNameTwice    Rule = "host-name-twice"
-	RuleHostKeyUnused    Rule = "host-key-unused" // a key its mode has no use for
-	RulePassthroughTLS   Rule = "passthrough-tls" // a key that needs decryption
+	RuleHostKeyUnused    Rule = "host-key-unused"   // a key its mode has no use for
+	RulePassthroughTLS   Rule = "passthrough-tls"   // a key that needs decryption
+	RulePassthroughClear Rule = "passthrough-clear" // TLS to servers that speak none
+	RulePassthroughPage  Rule = "passthrough-page"  // a health page that nobody asks for
 	RuleCertificateForm  Rule = "certificate-form"
 	RuleNoCertificate    Rule = "no-certificate"
 	RuleDefaultTwice     Rule = "default-twice"
@@ -91,6 +93,7 @@ const (
 	RuleServerTwice      Rule = "server-twice"
 	RuleServerHTTP       Rule = "server-http"
 	RuleServerOffload    Rule = "server-offload"
+	RuleServersDrain     Rule = "servers-drain" // all of them
 	RuleHealthCount      Rule = "health-count"
 	RuleRPCPort          Rule = "rpc-port"
 	RuleTrustForm        Rule = "trust-form"

@@ -75,8 +75,9 @@ func (v validator) vdirNeeds(p path, name string, dir *VirtualDirectory) {
 				shortDuration(limit.is), name, need.why)
 		}
 	}
-	if dir.MaxBody > 0 && dir.MaxBody < need.body {
-		v.warn(p.key("max_body"), RuleVdirNeeds, need.body.String()+" or more, or none", "max_body: %s refuses requests that clients of %s need to make", dir.MaxBody, name)
+	// A number alone is bytes: whoever writes 64 means MiB.
+	if least := max(need.body, 1<<10); dir.MaxBody > 0 && dir.MaxBody < least {
+		v.warn(p.key("max_body"), RuleVdirNeeds, least.String()+" or more, or none", "max_body: %s refuses requests that clients of %s need to make", dir.MaxBody, name)
 	}
 	if len(dir.Methods) == 0 {
 		return

@@ -108,6 +108,16 @@ func (v validator) mode(name string, h *Host, mode Mode) {
 			q = q.key("site")
 		}
 		v.site(q, h.Passthrough.Site)
+		if s := v.c.Sites[h.Passthrough.Site]; s != nil {
+			if s.Offload {
+				v.fail(q, RulePassthroughClear, "a site with https:// servers, or [host:port, …]; or site instead of passthrough, to take the TLS off here",
+					"a passthrough connection arrives there as TLS, and the servers of the site %q speak none (offload: true)", h.Passthrough.Site)
+			}
+			if s.Health.Mode == "off" && h.Passthrough.Health != "" {
+				v.warn(p.key("passthrough").key("health"), RulePassthroughPage, "the site without health: off, or the host without health",
+					"the site %q has health: off, so nobody asks for the page", h.Passthrough.Site)
+			}
+		}
 	case ModeRedirect:
 		unused("a redirect host publishes nothing", "virtual_directories", "root_redirect", "hide_headers")
 		if v.has(p.key("certificate")) {

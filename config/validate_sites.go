@@ -1,6 +1,9 @@
 package config
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 var sitesPath = path{"sites"}
 
@@ -51,6 +54,9 @@ func (v validator) usedSites() map[string]bool {
 func (v validator) servers(p path, s *Site) {
 	if v.has(p) && len(s.Servers) == 0 && !v.bad(p) {
 		v.fail(p, RuleSiteNoServers, "one server or more, such as [https://cas01.contoso.local]", "the site has no servers")
+	}
+	if len(s.Servers) > 0 && !slices.ContainsFunc(s.Servers, func(server Server) bool { return !server.Drain || server.URL == "" }) {
+		v.warn(p, RuleServersDrain, "one server or more without drain: true", "every server of the site drains, so new clients get to them all the same")
 	}
 	seen := make(map[string]int)
 	for i, server := range s.Servers {

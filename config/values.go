@@ -155,6 +155,9 @@ func readPort(s string, lowest int) (string, bool) {
 
 func readHostPort(s string) (string, *fault) {
 	const want = "host:port, such as cas01.contoso.local:443"
+	if strings.Contains(s, "://") {
+		return "", faultf(RuleHostPort, want, "%q is a URL, not a host and a port", s)
+	}
 	host, port, err := net.SplitHostPort(s)
 	if err != nil {
 		return "", faultf(RuleHostPort, want, "%q is not a host and a port", s)
@@ -238,7 +241,7 @@ func (form urlForm) read(s string) (string, *fault) {
 	}
 	if port := u.Port(); port != "" {
 		if _, ok := readPort(port, 1); !ok {
-			return bad("%q is not a port", port)
+			return "", faultf(rule, "a port from 1 to 65535, or none for the usual one", "%q is not a port", port)
 		}
 		host = net.JoinHostPort(host, port)
 	} else if strings.HasSuffix(u.Host, ":") {
