@@ -70,6 +70,9 @@ const (
 	RulePassthroughTLS   Rule = "passthrough-tls"   // a key that needs decryption
 	RulePassthroughClear Rule = "passthrough-clear" // TLS to servers that speak none
 	RulePassthroughPage  Rule = "passthrough-page"  // a health page that nobody asks for
+	RuleClientAuth       Rule = "client-auth"       // half of what client certificates need
+	RuleClientUnchecked  Rule = "client-auth-unchecked"
+	RuleProfileOld       Rule = "profile-old"
 	RuleCertificateForm  Rule = "certificate-form"
 	RuleNoCertificate    Rule = "no-certificate"
 	RuleDefaultTwice     Rule = "default-twice"

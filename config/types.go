@@ -173,10 +173,16 @@ type Certificate struct {
 
 // TLS is which TLS the clients of a host may speak.
 type TLS struct {
-	// Mozilla's recommendation of that name. `old` lets TLS 1.0 clients in.
+	// Mozilla's recommendation of that name. `old` lets TLS 1.0 clients in, and is not safe.
 	Profile string `yaml:"profile" enum:"modern,intermediate,old" default:"intermediate"`
-	// Whether clients are asked for a certificate.
+	// Whether clients are asked for a certificate: not at all, as they like, or they are turned away without one. The servers
+	// do not learn of it by themselves: their own login with certificates needs passthrough.
 	ClientAuth string `yaml:"client_auth" enum:"none,request,require" default:"none"`
+	// CA certificates (PEM) that have issued the certificates of clients. A changed file is read again.
+	ClientCA string `yaml:"client_ca" kind:"file" example:"client-ca.pem"`
+	// Tell the servers which certificate a client has shown, in the headers Client-Cert and Client-Cert-Chain (RFC 9440).
+	// Exchange does not read them. What clients send under these names is removed always.
+	ClientCertificateHeaders bool `yaml:"client_certificate_headers" default:"false"`
 }
 
 // VirtualDirectory is what the outside may do with one virtual directory or path prefix.

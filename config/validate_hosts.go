@@ -73,6 +73,7 @@ func (v validator) hosts() {
 				"the host has %s as well as %s", modes[1], modes[0])
 		}
 		v.certificate(p.key("certificate"), h.Certificate)
+		v.hostTLS(name, p.key("tls"), h.TLS)
 		v.defaultHost(name, h.Default, defaults)
 		v.virtualDirectories(p.key("virtual_directories"), h)
 		v.mail(p, h)
@@ -120,6 +121,7 @@ func (v validator) mode(name string, h *Host, mode Mode) {
 		}
 	case ModeRedirect:
 		unused("a redirect host publishes nothing", "virtual_directories", "root_redirect", "hide_headers")
+		v.unusedTLS(p, "a redirect host publishes nothing", "client_auth", "client_ca", "client_certificate_headers")
 		if v.has(p.key("certificate")) {
 			unused("with a certificate the name is not refused", "refuse")
 		} else {
@@ -132,6 +134,7 @@ func (v validator) mode(name string, h *Host, mode Mode) {
 		v.redirect(name, h)
 	case ModeAnswer:
 		unused("an answer host publishes nothing but Autodiscover", "virtual_directories", "root_redirect", "hide_headers")
+		v.unusedTLS(p, "an answer host has no servers", "client_certificate_headers")
 		unused("it is about redirect hosts without certificate", "refuse")
 		v.needCertificate(p)
 		if len(v.c.Domains) == 0 && !v.bad(path{"domains"}) {
@@ -167,6 +170,43 @@ func (v validator) redirect(name string, h *Host) {
 			want = next
 		}
 		v.fail(p, RuleRedirectChain, want, "%s is a redirect host too: it leads on to %s", h.Redirect, next)
+	}
+}
+
+// unusedTLS reports keys of a host's tls that its mode has no use for.
+func (v validator) unusedTLS(p path, why string, keys ...string) {
+	for _, k := range v.given(p.key("tls"), keys...) {
+		v.failKey(p.key("tls").key(k), RuleHostKeyUnused, "tls without "+k, "%s has no effect here: %s", k, why)
+	}
+}
+
+// hostTLS checks which TLS the clients of a host may speak. Half of what client certificates need would look like
+// protection and be none.
+func (v validator) hostTLS(name string, p path, t TLS) {
+	if v.bad(p) {
+		return
+	}
+	if t.Profile == "old" {
+		v.warn(p.key("profile"), RuleProfileOld, "intermediate; or old for a name of its own, which only the clients have that need it",
+			"THE TLS OF %s IS NOT SAFE: TLS 1.0, 3DES and RSA key exchange have known attacks, and who records the traffic can read it once the key is his", name)
+	}
+	if v.bad(p.key("client_auth")) || v.bad(p.key("client_ca")) || v.c.Hosts[name].Redirect != "" {
+		return
+	}
+	asked := t.ClientAuth == "request" || t.ClientAuth == "require"
+	ca := v.has(p.key("client_ca"))
+	switch {
+	case t.ClientAuth == "require" && !ca:
+		v.fail(p.key("client_auth"), RuleClientAuth, "client_ca: FILE with the CA that has issued the clients' certificates", "require without client_ca: nothing says which certificates are good")
+	case ca && !asked:
+		v.fail(p.key("client_ca"), RuleClientAuth, "client_auth: require, or request; or no client_ca", "no client is asked for a certificate: client_ca has no effect")
+	case t.ClientAuth == "request" && !ca && !t.ClientCertificateHeaders:
+		v.warn(p.key("client_auth"), RuleClientUnchecked, "client_ca: FILE with the CA that has issued the clients' certificates",
+			"clients are asked for certificates that nothing is held against: any will do, and only the log names it")
+	}
+	if headers := p.key("client_certificate_headers"); t.ClientCertificateHeaders && !v.bad(headers) && (!asked || !ca) {
+		v.fail(headers, RuleClientAuth, "client_auth: require, or request, and client_ca: FILE",
+			"the servers would take for proven what is not verified: client_certificate_headers needs client_auth and client_ca")
 	}
 }
 

@@ -23,9 +23,6 @@ func (v validator) notInEffect() {
 			say(p.key("certificate"), "until then: {cert: FILE, key: FILE}, {pfx: FILE} or self_signed",
 				"certificate: "+c.Source+" is not in effect yet: until it is, TLS connections to "+name+" and its aliases are refused")
 		}
-		if h.TLS.Profile == "old" {
-			say(p.key("tls").key("profile"), "until then: intermediate", "the profile old is not in effect yet: intermediate holds, and older clients cannot connect")
-		}
 	}
 	for _, name := range ordered(v, sitesPath, v.c.Sites) {
 		s, p := v.c.Sites[name], sitesPath.key(name)
@@ -53,10 +50,6 @@ func (v validator) notBuilt() {
 	for _, name := range ordered(v, hostsPath, v.c.Hosts) {
 		if m := v.c.Hosts[name].Mail; m != nil && m.Trust.Mode == "first_use" && isRedis(v.c.Certificates.Storage) {
 			refuse(hostsPath.key(name).key("mail").key("trust"), "a directory as certificates.storage", "trust: first_use with storage on Redis", "a server could be exchanged unnoticed")
-		}
-		if auth := v.c.Hosts[name].TLS.ClientAuth; auth == "request" || auth == "require" {
-			refuse(hostsPath.key(name).key("tls").key("client_auth"), "none; or passthrough, where the server asks for certificates itself",
-				"client_auth: "+auth, "clients without a certificate would be let in")
 		}
 	}
 	for _, name := range ordered(v, sitesPath, v.c.Sites) {

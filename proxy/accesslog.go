@@ -28,9 +28,11 @@ type connEvent struct {
 	inClear  bool   // a login was tried in clear
 	tls      uint16
 	resumed  bool
-	refused  bool
-	requests int
-	in, out  int64 // passthrough and mail: bytes to the backend and from it
+	// clientCertificate is the SHA-256 of what the client showed; "" without.
+	clientCertificate string
+	refused           bool
+	requests          int
+	in, out           int64 // passthrough and mail: bytes to the backend and from it
 }
 
 // write logs the connection. A backend that cannot be reached is an error; that a
@@ -67,6 +69,9 @@ func (ev *connEvent) write(c *clientConn, err error) {
 	}
 	if ev.tls != 0 {
 		e = e.Str("tls", tls.VersionName(ev.tls)).Bool("resumed", ev.resumed)
+	}
+	if ev.clientCertificate != "" {
+		e = e.Str("client_certificate", ev.clientCertificate)
 	}
 	if ev.mode == Passthrough.String() || ev.backend != "" {
 		e = e.Str("backend", ev.backend).Int64("in", ev.in).Int64("out", ev.out)

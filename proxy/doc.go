@@ -21,9 +21,9 @@
 // (HTTP/1.1 heads and framing, strict) over reader.go, forward.go (which header
 // lines cross), rewrite.go (which of them change, and the names in them),
 // upstream.go (the connection to a backend), balance.go, health.go and affinity.go
-// (which backend), status.go, sockets.go, binding.go (Extended Protection),
-// limits.go and logins.go (what is too much, too slow, or guesses passwords),
-// hints.go, accesslog.go.
+// (which backend), status.go, sockets.go, clientcert.go (client certificates),
+// binding.go (Extended Protection), limits.go and logins.go (what is too much, too
+// slow, or guesses passwords), hints.go, accesslog.go.
 //
 // Two rules hold everywhere. One goroutine owns a client connection and its
 // connections to backends, one for each; backend connections are never pooled, because

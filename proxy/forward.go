@@ -132,9 +132,11 @@ type forwarding struct {
 	client  netip.Addr
 	trusted bool // the peer is a trusted proxy: its X-Forwarded-For is continued
 	host    string
-	upgrade bool // the Upgrade of this request is forwarded
-	rename  bool // Host and Destination are left out: insertNames brings them
-	whole   bool // the answer is to be read here: no part of it, and not compressed
+	// certificate is the lines of RFC 9440 for the servers; nil: none.
+	certificate []byte
+	upgrade     bool // the Upgrade of this request is forwarded
+	rename      bool // Host and Destination are left out: insertNames brings them
+	whole       bool // the answer is to be read here: no part of it, and not compressed
 }
 
 // appendRequestHead appends the head a backend gets: the client's lines in their
@@ -190,6 +192,7 @@ func appendRequestHead(dst []byte, h *requestHead, target string, fw forwarding)
 		dst = append(dst, h.upgradeTo...)
 		dst = append(dst, "\r\n"...)
 	}
+	dst = append(dst, fw.certificate...)
 	dst = append(dst, "X-Forwarded-For: "...)
 	if forwardedFor != nil {
 		dst = append(dst, forwardedFor...)

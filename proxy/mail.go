@@ -149,7 +149,7 @@ func (m *mailConn) passOn(ctx context.Context) error {
 // bridge ends the client's TLS and goes on over the server's.
 func (m *mailConn) bridge(ctx context.Context) error {
 	c := m.client
-	tc, err := m.srv.handshake(ctx, c, m.mail.TLS)
+	tc, err := m.srv.handshake(ctx, c, m.host, m.mail.TLS)
 	if err != nil {
 		return fmt.Errorf("TLS handshake: %w%s", err, m.handshakeHint(err))
 	}

@@ -79,6 +79,12 @@ type Host struct {
 	// TLS terminates connections for the name; nil: 443 refuses it (never with
 	// another name's certificate).
 	TLS *tls.Config
+	// ClientCAs returns the CAs that client certificates are held against, in place of
+	// those in TLS and of those in Mail, so that they may change; nil: those hold.
+	ClientCAs func() *x509.CertPool
+	// ClientCertificateHeaders tells the servers of a Bridge which certificate a client
+	// has shown, if it was verified (RFC 9440).
+	ClientCertificateHeaders bool
 	// Leaf returns the certificate that TLS shows now, for Extended Protection; nil
 	// while there is none.
 	Leaf func() *x509.Certificate

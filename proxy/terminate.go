@@ -18,7 +18,7 @@ func (s *Server) terminateTLS(ctx context.Context, c *clientConn, host *Host) er
 	if c.table.protects {
 		conf, c.shown = present(host)
 	}
-	tc, err := s.handshake(ctx, c, conf)
+	tc, err := s.handshake(ctx, c, host, conf)
 	if err != nil {
 		return fmt.Errorf("TLS handshake: %w%s", err, handshakeHint(err, c.hello))
 	}
@@ -30,16 +30,27 @@ func (s *Server) terminateTLS(ctx context.Context, c *clientConn, host *Host) er
 }
 
 // handshake finishes the handshake that the peeked hello began.
-func (s *Server) handshake(ctx context.Context, c *clientConn, conf *tls.Config) (*tls.Conn, error) {
+func (s *Server) handshake(ctx context.Context, c *clientConn, host *Host, conf *tls.Config) (*tls.Conn, error) {
+	if host.ClientCAs != nil {
+		conf = asking(conf, host.ClientCAs)
+	}
 	tc := tls.Server(c.conn, conf)
 	c.conn.SetDeadline(time.Now().Add(s.opts.HelloTimeout))
 	if err := tc.HandshakeContext(ctx); err != nil {
+		if clientCertificateHint(err) != "" && c.conn.CloseWrite() == nil {
+			// Behind its certificate a client of TLS 1.3 has sent its first request: left
+			// unread, that would turn the close into a reset, which takes the alert with it.
+			discard(c.conn)
+		}
 		c.conn.Close()
 		return nil, err
 	}
 	c.conn.SetDeadline(time.Time{})
 	state := tc.ConnectionState()
 	c.event.tls, c.event.resumed = state.Version, state.DidResume
+	if len(state.PeerCertificates) > 0 {
+		c.event.clientCertificate = fingerprint(state.PeerCertificates[0])
+	}
 	return tc, nil
 }
 
@@ -47,6 +58,9 @@ func (s *Server) handshake(ctx context.Context, c *clientConn, conf *tls.Config)
 // administrators.
 func handshakeHint(err error, h hello) string {
 	var ne net.Error
+	if hint := clientCertificateHint(err); hint != "" {
+		return hint
+	}
 	switch {
 	case strings.HasSuffix(h.RawServerName, "."):
 		return " (the client sent the name with a trailing dot, which TLS does not allow: RFC 6066 section 3)"
@@ -54,6 +68,10 @@ func handshakeHint(err error, h hello) string {
 		return " (an ACME TLS-ALPN-01 validation for a name without such a certificate)"
 	case strings.Contains(err.Error(), "unsupported application protocols") && slices.Contains(h.ALPN, "h2"):
 		return " (only HTTP/1.1 is spoken here: NTLM and Negotiate do not work over HTTP/2)"
+	case strings.Contains(err.Error(), "client offered only unsupported versions"):
+		return " (the client has only versions older than the host's TLS profile takes: see hosts.HOST.tls.profile)"
+	case strings.Contains(err.Error(), "no cipher suite supported by both"):
+		return " (the client has only suites that the host's TLS profile does not take, or that do not go with the key of the certificate; old clients need RSA)"
 	case strings.Contains(err.Error(), "unknown certificate"), strings.Contains(err.Error(), "bad certificate"):
 		return " (the client does not trust the certificate)"
 	case strings.Contains(err.Error(), "expired certificate"):
@@ -87,6 +105,9 @@ func (s *Server) relay(ctx context.Context, c *clientConn, conn net.Conn, host *
 			multiplexed: multiplexed(c),
 		},
 		fwd: forwarding{client: client, trusted: contains(c.table.TrustedProxies, client)},
+	}
+	if tc, ok := conn.(*tls.Conn); ok && host.ClientCertificateHeaders {
+		se.fwd.certificate = clientCertificateFields(tc.ConnectionState())
 	}
 	se.in.conn = conn
 	se.ev.log, se.ev.remote, se.ev.debug = c.log, c.remote, s.debug

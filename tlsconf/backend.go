@@ -118,19 +118,11 @@ func oldSuites() []uint16 {
 // LoadRoots reads CA certificates from a PEM file. The error is one line that names the file. A certificate that cannot be
 // parsed is an error: left out in silence, it would be missed later and elsewhere.
 func LoadRoots(file string) (*x509.CertPool, error) {
-	data, err := readFile("CA file", file)
+	certs, err := loadCAs(file)
 	if err != nil {
 		return nil, err
 	}
-	certs, err := parseCertificates(data)
-	if err != nil {
-		return nil, fmt.Errorf("CA file %s: %w", file, err)
-	}
-	pool := x509.NewCertPool()
-	for _, c := range certs {
-		pool.AddCert(c)
-	}
-	return pool, nil
+	return poolOf(certs), nil
 }
 
 // ParseVersion reads a version as it is written in a configuration: 1.0, 1.1, 1.2 or 1.3. Empty is 0.

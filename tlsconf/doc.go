@@ -1,7 +1,7 @@
 // Package tlsconf is about both sides of TLS. Towards clients it is the certificates the front door shows: where they come
-// from ([Source]), which versions and suites go with them ([ServerConfig]) and which names they are good for ([Covers]).
-// Towards backends it is what their certificates are held against ([BackendConfig]): CAs, pins ([Pin]), or the key of the
-// first use ([FirstUse]).
+// from ([Source]), which versions and suites go with them ([ServerConfig]), what is asked of clients ([AskClients]) and which
+// names the certificates are good for ([Covers]). Towards backends it is what their certificates are held against
+// ([BackendConfig]): CAs, pins ([Pin]), or the key of the first use ([FirstUse]).
 //
 // A Source belongs to one host, or to several with one certificate. It is made once, swaps its certificate by itself and
 // never stops serving a good one because a newer one is broken:

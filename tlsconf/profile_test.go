@@ -3,6 +3,7 @@ package tlsconf
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -28,47 +29,103 @@ func serverConfig(t *testing.T, p Profile, src Source) *tls.Config {
 	return c
 }
 
-// R-11.10: each profile takes what it should and no more.
-func TestProfiles(t *testing.T) {
-	src := fixedSource(t)
-	addrs := map[Profile]string{}
-	for _, p := range []Profile{Modern, Intermediate, ""} {
-		addrs[p] = listenTLS(t, serverConfig(t, p, src))
+// rsaSource has an RSA key, as the certificates of Exchange have.
+func rsaSource(t *testing.T) fixed {
+	t.Helper()
+	src, err := NewSelfSigned("a", "a.example", nil, SelfSignedOptions{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	f := func(p Profile, name string, want bool, change func(*tls.Config)) {
+	t.Cleanup(func() { src.Close() })
+	cert, err := src.GetCertificate(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fixed{cert}
+}
+
+// R-11.10: each profile takes what it should and no more, with both kinds of keys; what is not said is intermediate.
+func TestProfiles(t *testing.T) {
+	type server struct {
+		profile Profile
+		rsa     bool
+	}
+	addrs := map[server]string{}
+	for isRSA, src := range map[bool]fixed{false: fixedSource(t), true: rsaSource(t)} {
+		for _, p := range append(Profiles(), "") {
+			addrs[server{p, isRSA}] = listenTLS(t, serverConfig(t, p, src))
+		}
+	}
+	f := func(s server, name string, want bool, change func(*tls.Config)) {
 		t.Helper()
 		config := &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS10}
 		change(config)
-		c, err := tls.Dial("tcp", addrs[p], config)
+		c, err := tls.Dial("tcp", addrs[s], config)
 		if (err == nil) != want {
-			t.Errorf("%q, %s: %v, want success %v", p, name, err, want)
+			t.Errorf("%+v, %s: %v, want success %v", s, name, err, want)
 		}
 		if err == nil {
 			if len(config.NextProtos) > 0 && c.ConnectionState().NegotiatedProtocol != "http/1.1" {
-				t.Errorf("%q, %s: protocol %q", p, name, c.ConnectionState().NegotiatedProtocol)
+				t.Errorf("%+v, %s: protocol %q", s, name, c.ConnectionState().NegotiatedProtocol)
 			}
 			c.Close()
 		}
 	}
-	for p := range addrs {
-		old := p != Modern
-		f(p, "TLS 1.0", false, func(c *tls.Config) { c.MaxVersion = tls.VersionTLS10 })
-		f(p, "TLS 1.1", false, func(c *tls.Config) { c.MaxVersion = tls.VersionTLS11 })
-		f(p, "TLS 1.2", old, func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 })
-		f(p, "TLS 1.3", true, func(c *tls.Config) { c.MinVersion = tls.VersionTLS13 })
-		f(p, "P-256", true, func(c *tls.Config) { c.CurvePreferences = []tls.CurveID{tls.CurveP256} })
-		f(p, "P-521", false, func(c *tls.Config) { c.CurvePreferences = []tls.CurveID{tls.CurveP521} })
-		f(p, "CBC", false, func(c *tls.Config) {
-			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA}
-		})
-		f(p, "GCM", old, func(c *tls.Config) {
-			c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384}
-		})
-		f(p, "h2 and http/1.1", true, func(c *tls.Config) { c.NextProtos = []string{"h2", "http/1.1"} })
-		f(p, "acme-tls/1", false, func(c *tls.Config) { c.NextProtos = []string{"acme-tls/1"} })
+	suites := append(tls.CipherSuites(), tls.InsecureCipherSuites()...)
+	for s := range addrs {
+		pol := s.profile.Policy()
+		if s.profile == "" {
+			pol = Intermediate.Policy()
+		}
+		for v := uint16(tls.VersionTLS10); v <= tls.VersionTLS13; v++ {
+			f(s, tls.VersionName(v), v >= pol.MinVersion, func(c *tls.Config) { c.MinVersion, c.MaxVersion = v, v })
+		}
+		for _, id := range []tls.CurveID{tls.CurveP256, tls.CurveP384, tls.CurveP521, tls.X25519, tls.X25519MLKEM768, tls.SecP256r1MLKEM768} {
+			f(s, id.String(), slices.Contains(pol.Curves, id), func(c *tls.Config) { c.MinVersion, c.CurvePreferences = tls.VersionTLS13, []tls.CurveID{id} })
+		}
+		for _, suite := range suites {
+			if suite.SupportedVersions[0] == tls.VersionTLS13 {
+				continue
+			}
+			ours := strings.Contains(suite.Name, "ECDSA") != s.rsa // goes with the key
+			f(s, suite.Name, ours && slices.Contains(pol.Suites, suite.ID), func(c *tls.Config) {
+				c.MaxVersion, c.CipherSuites = tls.VersionTLS12, []uint16{suite.ID}
+			})
+		}
+		f(s, "h2 and http/1.1", true, func(c *tls.Config) { c.NextProtos = []string{"h2", "http/1.1"} })
+		f(s, "acme-tls/1", false, func(c *tls.Config) { c.NextProtos = []string{"acme-tls/1"} })
 	}
-	if _, err := ServerConfig("old", src); err == nil || !strings.Contains(err.Error(), `unknown TLS profile "old"`) {
-		t.Errorf("old: %v", err)
+	if _, err := ServerConfig("ancient", fixedSource(t)); err == nil || !strings.Contains(err.Error(), `unknown TLS profile "ancient", there are modern, intermediate, old`) {
+		t.Errorf("ancient: %v", err)
+	}
+}
+
+// The data agrees with itself: each profile takes all that a stricter one does, and what is called missing is missing.
+func TestPolicies(t *testing.T) {
+	var before Policy
+	for _, p := range Profiles() {
+		pol := p.Policy()
+		if pol.MinVersion == 0 || len(pol.Curves) == 0 || before.MinVersion != 0 && pol.MinVersion >= before.MinVersion {
+			t.Errorf("%s: %+v", p, pol)
+		}
+		for _, id := range before.Suites {
+			if !slices.Contains(pol.Suites, id) {
+				t.Errorf("%s lacks %s", p, tls.CipherSuiteName(id))
+			}
+		}
+		for _, suite := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
+			if slices.Contains(pol.Missing, suite.Name) {
+				t.Errorf("%s: crypto/tls has %s by now", p, suite.Name)
+			}
+			if slices.Contains(pol.Suites, suite.ID) && strings.Contains(suite.Name, "RC4") {
+				t.Errorf("%s has %s", p, suite.Name)
+			}
+		}
+		pol.Curves[0] = 0
+		if p.Policy().Curves[0] == 0 {
+			t.Errorf("%s can be changed", p)
+		}
+		before = pol
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/autodgate/autodgate/config"
 	"github.com/autodgate/autodgate/directory"
+	"github.com/autodgate/autodgate/tlsconf"
 )
 
 func newCheck() *cobra.Command {
@@ -91,6 +92,11 @@ func checkFiles(w io.Writer, cfg *config.Config, doubts bool) (problems, warning
 		h := cfg.Hosts[name]
 		if _, err := silent.buildMail(cfg, name, nil); err != nil {
 			fail("%v", err)
+		}
+		if h.TLS.ClientCA != "" {
+			if _, err := tlsconf.LoadRoots(cfg.Path(h.TLS.ClientCA)); err != nil {
+				fail("host %s: client_ca: %v", name, err)
+			}
 		}
 		if h.Certificate == nil || h.Certificate.Source != "" {
 			continue

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -170,15 +172,19 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 				f.log.Error().Str("host", name).Err(err).Msg("no certificate: TLS connections for this host are refused")
 			} else {
 				closers = append(closers, src)
-				if h.TLS, err = tlsconf.ServerConfig(tlsconf.Profile(hc.TLS.Profile), src); err != nil {
-					// `old` is not in effect yet: intermediate is what it falls back to, being stricter.
-					if h.TLS, err = tlsconf.ServerConfig(tlsconf.Intermediate, src); err != nil {
-						return nil, closers, err
-					}
-				}
 				h.Leaf = src.Leaf
 				h.Ready = func() bool { return src.Leaf() != nil }
-				h.Policy = strings.Join([]string{hc.Certificate.Source, hc.Certificate.Cert, hc.Certificate.Key, hc.Certificate.PFX, hc.TLS.Profile}, "|")
+				cas, err := f.hostTLS(cfg, name, h, src)
+				if cas != nil {
+					closers = append(closers, cas)
+				}
+				if err != nil {
+					return nil, closers, err
+				}
+				h.Policy = strings.Join([]string{
+					hc.Certificate.Source, hc.Certificate.Cert, hc.Certificate.Key, hc.Certificate.PFX,
+					hc.TLS.Profile, hc.TLS.ClientAuth, hc.TLS.ClientCA, strconv.FormatBool(hc.TLS.ClientCertificateHeaders),
+				}, "|")
 				if hc.Certificate.Source != "" {
 					h.Policy += "|" + name // a certificate of the host's own
 				}
@@ -198,6 +204,31 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 		}
 	}
 	return table, closers, nil
+}
+
+// hostTLS makes the TLS that the clients of a host meet: profile, certificate, client
+// certificates. Without the CAs of client certificates the host alone is refused. What
+// it has opened, if anything, is to be closed, also behind an error.
+func (f *frontDoor) hostTLS(cfg *config.Config, name string, h *proxy.Host, src tlsconf.Source) (*tlsconf.ClientCAs, error) {
+	hc, log := cfg.Hosts[name].TLS, f.log.With().Str("host", name).Logger()
+	var cas *tlsconf.ClientCAs
+	if hc.ClientCA != "" {
+		cas = tlsconf.NewClientCAs(cfg.Path(hc.ClientCA), 0, log)
+		ready := h.Ready
+		h.ClientCAs, h.Ready = cas.Pool, func() bool { return cas.Pool() != nil && ready() }
+	}
+	var err error
+	if h.TLS, err = tlsconf.ServerConfig(tlsconf.Profile(hc.Profile), src); err != nil {
+		return cas, fmt.Errorf("host %s: %w", name, err)
+	}
+	if err := tlsconf.AskClients(h.TLS, tlsconf.ClientAuth(hc.ClientAuth), cas); err != nil {
+		return cas, fmt.Errorf("host %s: %w", name, err)
+	}
+	h.ClientCertificateHeaders = hc.ClientCertificateHeaders
+	if leaf := src.Leaf(); tlsconf.Profile(hc.Profile) == tlsconf.Old && leaf != nil && leaf.PublicKeyAlgorithm != x509.RSA {
+		log.Warn().Stringer("key", leaf.PublicKeyAlgorithm).Msg("the profile old is for clients that need an RSA key in the certificate: those of before about 2010 cannot connect")
+	}
+	return cas, nil
 }
 
 // buildSite makes a site's backends. Verification is on unless the config says
