@@ -76,8 +76,9 @@ func TestBrowserOWA(t *testing.T) {
 	}
 }
 
-// NTLM in Chromium, which opens several connections and logs in on each: two users
-// at once, each of whom is only ever served as themselves.
+// NTLM in Chromium, which has to log in on a further connection while a stream of
+// events keeps the first: two users at once, each of whom is only ever served as
+// themselves.
 func TestBrowserNTLM(t *testing.T) {
 	company, front := startLab(t)
 	args := []string{"windows"}

@@ -14,9 +14,23 @@ const { chromium } = require('playwright-core')
 const [executablePath, https, http, spki, mode, ...accounts] = process.argv.slice(2)
 const print = (what) => console.log(JSON.stringify(what))
 
-// fetchAll reads a page several times at once, over as many connections as the browser likes, and returns the users it was served to.
+// fetchAll reads a page several times at once while a stream of events is under way, and returns the users it was served to. The stream
+// keeps its connection, so that the browser needs others beside it, however quick the answers are.
 const fetchAll = (page, path, times) => page.evaluate(async ([path, times]) => {
-  const answers = await Promise.all(Array.from({ length: times }, (_, n) => fetch(`${path}&n=${n}`, { cache: 'no-store' })))
+  const messages = 'xmlns="http://schemas.microsoft.com/exchange/services/2006/messages"'
+  const call = (operation) => fetch('/ews/exchange.asmx', {
+    method: 'POST',
+    headers: { 'Content-Type': 'text/xml; charset=utf-8' },
+    body: `<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body>${operation}</s:Body></s:Envelope>`
+  })
+  const subscribed = await (await call(`<Subscribe ${messages}/>`)).text()
+  const id = `<SubscriptionId>${subscribed.match(/SubscriptionId>([^<]+)/)[1]}</SubscriptionId>`
+  const stream = await call(`<GetStreamingEvents ${messages}><SubscriptionIds>${id}</SubscriptionIds></GetStreamingEvents>`)
+  const reader = stream.body.getReader()
+  await reader.read()
+  const answers = [stream, ...await Promise.all(Array.from({ length: times }, (_, n) => fetch(`${path}&n=${n}`, { cache: 'no-store' })))]
+  await call(`<Unsubscribe ${messages}>${id}</Unsubscribe>`)
+  while (!(await reader.read()).done);
   return answers.map((a) => `${a.status} ${a.headers.get('x-lab-user')}`)
 }, [path, times])
 
