@@ -20,7 +20,9 @@ type Affinity int
 // The affinities. What a list of them says first counts first: a client that shows
 // the sign is led by it alone, and by the next one otherwise.
 const (
-	// ByCookie: a cookie that we give to the client; it names the server.
+	// ByCookie: a cookie that we give to the client; it names the server. The server sees
+	// it when the client brings it back: it holds nothing secret, and Cookie lines cross
+	// as they are, in which a mistake of ours would cost more than a few bytes do.
 	ByCookie Affinity = iota + 1
 	// ByExistingCookie: the session cookies that Exchange gives and Outlook makes.
 	ByExistingCookie

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/netip"
 	"runtime"
@@ -386,11 +387,15 @@ func TestLargeUpload(t *testing.T) {
 	c := f.dial("mail.contoso.com")
 	c.send(get("/ews/refused")) // the connection and its buffers are there
 	c.response("GET")
-	heap := func() int64 {
-		var m runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&m)
-		return int64(m.HeapAlloc)
+	heap := func() int64 { // what is in use for good is there at every look
+		least := int64(math.MaxInt64)
+		for range 3 {
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&m)
+			least = min(least, int64(m.HeapAlloc))
+		}
+		return least
 	}
 	before, most := heap(), int64(0)
 	c.send(fmt.Sprintf("POST /EWS/Exchange.asmx HTTP/1.1\r\nHost: mail.contoso.com\r\nContent-Length: %d\r\n\r\n", size))
@@ -408,7 +413,7 @@ func TestLargeUpload(t *testing.T) {
 	if n := <-taken; n != size {
 		t.Errorf("%d bytes arrived of %d", n, size)
 	}
-	if most > 3<<20 { // other tests leave and take some
+	if most > size/8 { // what is held back grows to all of it; other tests leave and take some
 		t.Errorf("the heap grew by %d bytes", most)
 	}
 	t.Logf("heap grew by at most %d KiB during %d MiB", most>>10, size>>20)

@@ -167,6 +167,7 @@ func (m *mailConn) bridge(ctx context.Context) error {
 	c.event.backend = up.backend.Name
 	p := &passthroughPair{client: tlsEnd{tc}, backend: up.conn}
 	defer p.close()
+	defer p.limitIdle(m.idle())()
 	stop := context.AfterFunc(ctx, p.close)
 	defer stop()
 	if up.backend.StartTLS && !m.protocol.StartTLS() {
@@ -177,7 +178,6 @@ func (m *mailConn) bridge(ctx context.Context) error {
 		}
 		tc.SetWriteDeadline(time.Time{})
 	}
-	defer p.limitIdle(m.idle())()
 	c.event.in, c.event.out, err = p.join(ctx, c.log)
 	return err
 }
@@ -287,7 +287,8 @@ func (c tlsEnd) CloseWrite() error {
 }
 
 // limitIdle ends the pair when nothing has moved for the given time. A server that
-// has closed leaves the client a moment. What it returns ends the watch.
+// has closed leaves the client a moment. What it returns ends the watch. It comes
+// before anything that may close the pair from another goroutine.
 func (p *passthroughPair) limitIdle(limit time.Duration) (stop func()) {
 	start := time.Now()
 	last := new(atomic.Int64) // since start

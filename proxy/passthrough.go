@@ -62,6 +62,9 @@ func passthrough(ctx context.Context, client *peekedConn, dial func(context.Cont
 	ahead, down := client.detach()
 	p := &passthroughPair{client: down, backend: up}
 	defer p.close()
+	if idle > 0 {
+		defer p.limitIdle(idle)()
+	}
 	stop := context.AfterFunc(ctx, p.close)
 	defer stop()
 	_ = down.SetDeadline(time.Time{}) // the hello had one
@@ -74,9 +77,6 @@ func passthrough(ctx context.Context, client *peekedConn, dial func(context.Cont
 		return backend, in, 0, p.cause(ctx, fmt.Errorf("replay hello to backend: %w", err))
 	}
 
-	if idle > 0 {
-		defer p.limitIdle(idle)()
-	}
 	more, out, err := p.join(ctx, log)
 	return backend, in + more, out, err
 }

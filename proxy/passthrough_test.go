@@ -527,3 +527,28 @@ func TestCopyDirectionAfterSilence(t *testing.T) {
 		t.Errorf("copied %d, %v", copied, err)
 	}
 }
+
+// A shutdown in the moment in which a connection begins closes it, with a limit on
+// silence or without: the race detector looks on.
+func TestPassthroughEndsAsItBegins(t *testing.T) {
+	t.Parallel()
+	for i := range 50 {
+		idle := time.Duration(i%2) * time.Minute
+		ctx, cancel := context.WithCancelCause(t.Context())
+		client, far := net.Pipe()
+		server, up := net.Pipe()
+		defer far.Close()
+		defer server.Close()
+		go io.Copy(io.Discard, server)
+		_, _, _, err := passthrough(ctx, newPeekedConn(client), func(context.Context) (*upstream, error) {
+			cancel(errShutdown)
+			return &upstream{backend: &Backend{}, conn: up, raw: up}, nil
+		}, idle, zerolog.Nop())
+		if err != nil && !errors.Is(err, errShutdown) {
+			t.Errorf("%v: %v", idle, err)
+		}
+		if _, err := far.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("%v: the client's connection: %v", idle, err)
+		}
+	}
+}

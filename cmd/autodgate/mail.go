@@ -62,6 +62,7 @@ func (f *frontDoor) mailSite(cfg *config.Config, name, key string) (*proxy.Site,
 				sc := cfg.Sites[s.Site]
 				trust, serverName, owner = trustOfSite(sc), sc.ServerName, s.Site
 			}
+			site.AllowInternalUntrustedCerts = site.AllowInternalUntrustedCerts || trust.untrusted
 			o, err := backendTLS(cfg, trust)
 			if err != nil {
 				return nil, err

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -66,6 +67,37 @@ sites:
 	// Health only chooses between servers: there is one.
 	if got := p.status(t, "GET", "/oab/x"); got != 200 {
 		t.Errorf("/oab: %d", got)
+	}
+}
+
+// The status shows of mail servers too where they are not authenticated.
+func TestStatusOfUntrustedMailServers(t *testing.T) {
+	front := startFront(t, "front.yaml", `
+listen: {https: ["127.0.0.1:0"], http: [], imaps: ["127.0.0.1:0"], pop3s: ["127.0.0.1:0"], submissions: ["127.0.0.1:0"], admin: ""}
+certificates: {storage: `+t.TempDir()+`}
+hosts:
+  mail.contoso.com:
+    certificate: self_signed
+    site: hq
+    mail: {imaps: bridge, backend: "tls://imap.contoso.local", allow_internal_untrusted_certs: true}
+  pop.contoso.com:
+    certificate: self_signed
+    site: hq
+    mail: {pop3s: bridge, site: hq}
+  smtp.contoso.com:
+    certificate: self_signed
+    site: hq
+    mail: {submissions: bridge, backend: "tls://smtp.contoso.local"}
+sites:
+  hq: {servers: ["https://cas01.contoso.local"], allow_internal_untrusted_certs: true}
+`)
+	got := map[string]bool{}
+	for _, s := range front.server.Status().Sites {
+		got[s.Name] = s.AllowInternalUntrustedCerts
+	}
+	want := map[string]bool{"hq": true, "mail.contoso.com imaps": true, "pop.contoso.com pop3s": true, "smtp.contoso.com submissions": false}
+	if !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
 
