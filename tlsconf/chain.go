@@ -27,6 +27,15 @@ func (p *Pair) TLS() *tls.Certificate {
 	return cert
 }
 
+// Certificates are what goes into a file: the chain, and behind it the root, if it is a private one. It is not sent from
+// there either, but tells a private CA from a chain that ends too early.
+func (p *Pair) Certificates() []*x509.Certificate {
+	if p.Root == nil || verifies(p.Chain, nil, time.Now()) {
+		return p.Chain
+	}
+	return append(slices.Clone(p.Chain), p.Root)
+}
+
 // Inspect is [Inspect] for the chain, with its root where that is known.
 func (p *Pair) Inspect(names []string, now time.Time) []string {
 	chain := p.Chain

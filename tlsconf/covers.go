@@ -63,7 +63,7 @@ func Inspect(chain []*x509.Certificate, names []string, now time.Time) []string 
 		if len(chain) > 1 {
 			end = fmt.Sprintf("the intermediate certificate %q", displayName(last))
 		}
-		warn("the chain ends at %s, and its issuer %q is no root known here: intermediate certificates missing, or a private CA (its root behind them would tell)?", end, issuerName(last))
+		warn("the chain ends at %s, and its issuer %q is no root known here: intermediate certificates missing, or a private CA (its root in the file would tell)?", end, issuerName(last))
 	}
 	return out
 }

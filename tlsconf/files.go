@@ -211,11 +211,20 @@ func (w *worker) stop() {
 // file; what was wrong with it and what [Inspect] finds for names is returned as warnings. The error is one line that
 // names the file, what is wrong, and what would be right.
 func LoadFiles(certFile, keyFile string, names []string) (cert *tls.Certificate, warnings []string, err error) {
+	pair, warnings, err := ReadFiles(certFile, keyFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	return pair.TLS(), append(warnings, pair.Inspect(names, time.Now())...), nil
+}
+
+// ReadFiles is [LoadFiles] without looking at what clients will dislike.
+func ReadFiles(certFile, keyFile string) (*Pair, []string, error) {
 	certPEM, err := readFile("certificate", certFile)
 	if err != nil {
 		return nil, nil, err
 	}
-	keyPEM, err := readFile("key", keyFile)
+	key, err := ReadKey(keyFile)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -223,15 +232,11 @@ func LoadFiles(certFile, keyFile string, names []string) (cert *tls.Certificate,
 	if err != nil {
 		return nil, nil, fmt.Errorf("certificate %s: %w", certFile, err)
 	}
-	key, err := parseKey(keyPEM)
-	if err != nil {
-		return nil, nil, fmt.Errorf("key %s: %w", keyFile, err)
-	}
 	pair, warnings, err := NewPair(certs, nil, key, nil, time.Now())
 	if err != nil {
 		return nil, nil, fmt.Errorf("key %s does not belong to certificate %s (%s)", keyFile, certFile, displayName(certs[0]))
 	}
-	return pair.TLS(), append(warnings, pair.Inspect(names, time.Now())...), nil
+	return pair, warnings, nil
 }
 
 func parseCertificates(data []byte) ([]*x509.Certificate, error) {

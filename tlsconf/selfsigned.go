@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math/big"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -189,13 +188,7 @@ func signSelf(names []string, o SelfSignedOptions, now time.Time) (der []byte, k
 	if o.Validity > 0 {
 		template.NotAfter = template.NotBefore.Add(o.Validity)
 	}
-	for _, n := range names {
-		if ip := net.ParseIP(n); ip != nil {
-			template.IPAddresses = append(template.IPAddresses, ip)
-		} else {
-			template.DNSNames = append(template.DNSNames, n)
-		}
-	}
+	template.DNSNames, template.IPAddresses = splitNames(names)
 	der, err = x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		return nil, nil, fmt.Errorf("self-signed certificate for %s: %w", names[0], err)
@@ -288,13 +281,9 @@ func (s *SelfSigned) stored() (*tls.Certificate, error) {
 
 // sanOrder is names as sanNames returns them from a certificate: addresses last, in their usual spelling.
 func sanOrder(names []string) []string {
-	var dns, ips []string
-	for _, n := range names {
-		if ip := net.ParseIP(n); ip != nil {
-			ips = append(ips, ip.String())
-		} else {
-			dns = append(dns, n)
-		}
+	out, ips := splitNames(names)
+	for _, ip := range ips {
+		out = append(out, ip.String())
 	}
-	return append(dns, ips...)
+	return out
 }

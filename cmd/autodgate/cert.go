@@ -34,6 +34,8 @@ used, 2 wrong usage, or a configuration that does not load.`,
 	}
 	cmd.AddCommand(
 		newCertNew(),
+		newCertRequest(),
+		newCertImport(),
 	)
 	return cmd
 }
@@ -181,20 +183,29 @@ func newPassword(cmd *cobra.Command, file, flag, pfx string) (string, error) {
 
 // writePFX writes certificate, chain and key as one PFX.
 func writePFX(w io.Writer, force bool, path string, pair *tlsconf.Pair, password string, legacy bool) error {
-	data, err := tlsconf.EncodePFX(pair.Key, pair.Chain, password, legacy)
+	data, err := tlsconf.EncodePFX(pair.Key, pair.Certificates(), password, legacy)
 	if err != nil {
 		return notFine(err)
 	}
 	return writeAll(w, force, outFile{"PFX", path, data, privateFile, about(pair.Chain[0])})
 }
 
-// writePair writes certificate and chain, and the key, as PEM. The key comes first: without it the certificate is worth
+// writePair writes the key, and certificate and chain, as PEM. The key comes first: without it the certificate is worth
 // nothing.
 func writePair(w io.Writer, force bool, certFile, keyFile string, pair *tlsconf.Pair) error {
 	keyPEM, err := tlsconf.KeyPEM(pair.Key)
 	if err != nil {
 		return notFine(err)
 	}
-	return writeAll(w, force, outFile{"key", keyFile, keyPEM, privateFile, ""},
-		outFile{"certificate", certFile, tlsconf.CertificatesPEM(pair.Chain...), publicFile, about(pair.Chain[0])})
+	return writeAll(w, force, outFile{"key", keyFile, keyPEM, privateFile, ""}, certificateFile(certFile, pair))
+}
+
+// certificateFile is certificate and chain as PEM.
+func certificateFile(path string, pair *tlsconf.Pair) outFile {
+	certs := pair.Certificates()
+	what := about(certs[0])
+	if n := len(certs) - 1; n > 0 {
+		what += ", with " + count(n, "issuer")
+	}
+	return outFile{"certificate", path, tlsconf.CertificatesPEM(certs...), publicFile, what}
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -79,5 +81,72 @@ Outlook Anywhere and ActiveSync take none that is not trusted.`,
 	f.BoolVar(&force, "force", false, "overwrite files that are there")
 	cmd.MarkFlagsMutuallyExclusive("pfx", "out")
 	cmd.MarkFlagsMutuallyExclusive("pfx", "key")
+	return cmd
+}
+
+func newCertRequest() *cobra.Command {
+	var key keyFlags
+	var subject, requestFile, keyFile string
+	var force bool
+	cmd := &cobra.Command{
+		Use: "request NAME...", Short: "Request a certificate from a CA (New-ExchangeCertificate -GenerateRequest)",
+		Long: `Make a key and a request (CSR) that a CA answers with a certificate, as
+New-ExchangeCertificate -GenerateRequest does. The first name is the common name, so
+let it be the one users use; all of them are subject alternative names.
+
+Send the request to the CA and keep the key, which never leaves this machine. What
+the CA answers is installed with cert import. A friendly name is no part of a
+request: Windows keeps it beside the certificate (Import-ExchangeCertificate
+-FriendlyName).`,
+		Example: `  autodgate cert request mail.contoso.com autodiscover.contoso.com
+  autodgate cert request mail.contoso.com --subject 'C=US, O="Contoso, Ltd."' --key-size 4096`,
+		Args: oneName,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind, err := key.kind()
+			if err != nil {
+				return err
+			}
+			names, err := tlsconf.HostNames(args...)
+			if err != nil {
+				return badUsage(err)
+			}
+			who, err := tlsconf.ParseSubject(subject)
+			if err != nil {
+				return badUsage(fmt.Errorf("--subject: %w", err))
+			}
+			if cn := who.CommonName; cn != "" && !slices.Contains(names, strings.ToLower(cn)) {
+				return badUsage(fmt.Errorf("--subject: the common name %s is none of the names; give it as the first of them", cn))
+			}
+			if requestFile == "" {
+				requestFile = baseName(names[0]) + ".csr"
+			}
+			if keyFile == "" {
+				keyFile = baseName(names[0]) + ".key"
+			}
+			if err := mayWrite(force, keyFile, requestFile); err != nil {
+				return err
+			}
+			request, private, err := tlsconf.NewRequest(names, who, kind)
+			if err != nil {
+				return notFine(err)
+			}
+			keyPEM, err := tlsconf.KeyPEM(private)
+			if err != nil {
+				return notFine(err)
+			}
+			if err := writeAll(cmd.OutOrStdout(), force, outFile{"key", keyFile, keyPEM, privateFile, ""},
+				outFile{"request", requestFile, request, publicFile, "for " + strings.Join(names, ", ")}); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "send %s to the CA; then: autodgate cert import ANSWER --key %s\n", requestFile, keyFile)
+			return nil
+		},
+	}
+	key.add(cmd)
+	f := cmd.Flags()
+	f.StringVar(&subject, "subject", "", "the rest of the subject, as in C=US, ST=Washington, L=Redmond, O=Contoso")
+	f.StringVar(&requestFile, "out", "", "where the request goes, PEM (default: the first name and .csr)")
+	f.StringVar(&keyFile, "key", "", "where its key goes, PEM (default: the first name and .key)")
+	f.BoolVar(&force, "force", false, "overwrite files that are there")
 	return cmd
 }
