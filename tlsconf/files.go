@@ -224,13 +224,17 @@ func ReadFiles(certFile, keyFile string) (*Pair, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	key, err := ReadKey(keyFile)
+	keyPEM, err := readFile("key", keyFile)
 	if err != nil {
 		return nil, nil, err
 	}
 	certs, err := parseCertificates(certPEM)
 	if err != nil {
 		return nil, nil, fmt.Errorf("certificate %s: %w", certFile, err)
+	}
+	key, err := parseKey(keyPEM)
+	if err != nil {
+		return nil, nil, fmt.Errorf("key %s: %w", keyFile, err)
 	}
 	pair, warnings, err := NewPair(certs, nil, key, nil, time.Now())
 	if err != nil {
