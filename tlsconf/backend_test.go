@@ -254,8 +254,8 @@ func TestBackendResumption(t *testing.T) {
 				t.Fatalf("connection %d: %v, resumed %t", i, err, cs.DidResume)
 			}
 		}
-		writeFile(t, first.File(), []byte(Pin{}.String()+"\n"))
-		if _, err := greet(s.address, cfg); err == nil || !strings.Contains(err.Error(), first.File()) {
+		writeFile(t, first.Place(), []byte(Pin{}.String()+"\n"))
+		if _, err := greet(s.address, cfg); err == nil || !strings.Contains(err.Error(), first.Place()) {
 			t.Errorf("%s: another key in the file: %v", tls.VersionName(version), err)
 		}
 	}
@@ -275,7 +275,7 @@ func TestBackendFirstUse(t *testing.T) {
 	if err := connect(); err != nil {
 		t.Fatal(err)
 	}
-	file := NewFirstUse(dir, "hq", s.address, zerolog.Nop()).File()
+	file := NewFirstUse(dir, "hq", s.address, zerolog.Nop()).Place()
 	for path, want := range map[string]os.FileMode{file: 0o600, dir: 0o700 | os.ModeDir} {
 		if info, err := os.Stat(path); err != nil || info.Mode() != want {
 			t.Errorf("%s: %v %v", path, info, err)
@@ -298,7 +298,7 @@ func TestBackendFirstUse(t *testing.T) {
 	s.show(changed)
 	for range 2 {
 		err := connect()
-		if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "remove that file") || !strings.Contains(err.Error(), KeyPin(changed.Certificate).String()) {
+		if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "remove what is remembered") || !strings.Contains(err.Error(), KeyPin(changed.Certificate).String()) {
 			t.Errorf("another key: %v", err)
 		}
 	}
@@ -336,7 +336,7 @@ func TestBackendFirstUseStoreBroken(t *testing.T) {
 	dir := t.TempDir()
 	f("a file where the directory should be", writeFile(t, filepath.Join(dir, "file"), nil), "first use")
 	f("no directory can be made", filepath.Join(dir, "file", "x"), "first use")
-	file := NewFirstUse(dir, "hq", s.address, zerolog.Nop()).File()
+	file := NewFirstUse(dir, "hq", s.address, zerolog.Nop()).Place()
 	for _, text := range []string{"", "# only words\n", "sha256/abc\n", KeyPin(leaf.Certificate).String() + "\nbroken\n"} {
 		writeFile(t, file, []byte(text))
 		f(fmt.Sprintf("%q in the file", text), dir, file)
@@ -392,7 +392,7 @@ func TestFirstUseNameIsNoPin(t *testing.T) {
 	if err := first.check(tls.ConnectionState{PeerCertificates: []*x509.Certificate{cert.Certificate}}); err != nil {
 		t.Fatal(err)
 	}
-	if pins, err := first.read(); err != nil || len(pins) != 1 || pins[0] != KeyPin(cert.Certificate) {
+	if pins, err := first.read(true); err != nil || len(pins) != 1 || pins[0] != KeyPin(cert.Certificate) {
 		t.Errorf("%v %v", pins, err)
 	}
 }
@@ -402,13 +402,13 @@ func TestPinFiles(t *testing.T) {
 	for _, x := range [][2]string{
 		{"hq", "cas01:443"}, {"hq", "cas01:444"}, {"hq", "cas01_443"}, {"hq@cas01", ":443"}, {"hq", "[::1]:443"}, {"../hq", "cas01:443"}, {"..", "x/../y:1"}, {"HQ%", "cas01:443"},
 	} {
-		file := pinFile("/dir", x[0], x[1])
+		file := NewFirstUse("/dir", x[0], x[1], zerolog.Nop()).Place()
 		if filepath.Dir(file) != "/dir" || seen[file] || strings.ContainsAny(file, ": ") {
 			t.Errorf("%q: %s", x, file)
 		}
 		seen[file] = true
 	}
-	if got := pinFile("/dir", "hq", "cas01.contoso.local:443"); got != "/dir/hq@cas01.contoso.local_443.pin" {
+	if got := NewFirstUse("/dir", "hq", "cas01.contoso.local:443", zerolog.Nop()).Place(); got != "/dir/hq@cas01.contoso.local_443.pin" {
 		t.Error(got)
 	}
 }

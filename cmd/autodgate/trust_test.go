@@ -117,7 +117,7 @@ sites:
 	if err := os.WriteFile(files[0], []byte(pin(other)+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f("another key", server.URL, ", trust: first_use", 502, "not the one of the first use", "remove that file", files[0])
+	f("another key", server.URL, ", trust: first_use", 502, "not the one of the first use", "remove what is remembered", files[0])
 	if err := os.Remove(files[0]); err != nil {
 		t.Fatal(err)
 	}
