@@ -242,7 +242,7 @@ func TestDefaults(t *testing.T) {
 			HTTPS: []string{":443"}, HTTP: []string{":80"}, Admin: "127.0.0.1:9480", IMAPS: []string{}, POP3S: []string{}, Submissions: []string{}, IMAP: []string{}, POP3: []string{}, Submission: []string{},
 			ProxyProtocolFrom: []netip.Prefix{}, TrustedProxies: []netip.Prefix{}, Multiplexers: []netip.Prefix{},
 		},
-		Certificates: Certificates{Storage: "/var/lib/autodgate"},
+		Certificates: Certificates{Storage: "/var/lib/autodgate", StoragePrefix: "autodgate"},
 		Hosts: map[string]*Host{"autodiscover.contoso.com": {
 			Redirect: "mail.contoso.com", Aliases: []string{}, TLS: TLS{Profile: "intermediate", ClientAuth: "none"}, Refuse: "alert", RootRedirect: "/owa/",
 		}},

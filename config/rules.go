@@ -74,6 +74,8 @@ const (
 	RuleClientUnchecked  Rule = "client-auth-unchecked"
 	RuleProfileOld       Rule = "profile-old"
 	RuleCertificateForm  Rule = "certificate-form"
+	RuleStorageKey       Rule = "storage-key"   // for another kind of storage
+	RuleStorageClear     Rule = "storage-clear" // private keys in clear on the network
 	RuleNoCertificate    Rule = "no-certificate"
 	RuleDefaultTwice     Rule = "default-twice"
 	RuleDefaultListener  Rule = "default-listener"

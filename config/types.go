@@ -69,8 +69,18 @@ type Listen struct {
 type Certificates struct {
 	// The ACME account and issuer behind `certificate: acme` and `certificate: autocert`.
 	ACME *ACME `yaml:"acme"`
-	// Where accounts and issued certificates are kept: a directory, or redis://… when several nodes share them.
+	// Where accounts and issued certificates are kept: a directory, or Redis when several nodes share them:
+	// redis://[user@]host[:port][/database], rediss://… for the same over TLS, unix://[user@]/path[?db=database].
 	Storage string `yaml:"storage" kind:"storage" default:"/var/lib/autodgate"`
+	// A file whose first line is the password of Redis. It is read for each new connection.
+	StoragePasswordFile string `yaml:"storage_password_file" kind:"file" example:"redis.pass"`
+	// CA certificates (PEM) that vouch for a rediss:// server. Without it: those of the system.
+	StorageCA string `yaml:"storage_ca" kind:"file" example:"internal-ca.pem"`
+	// A file whose first line is a secret of at least 32 characters, the same on every node: what is stored in Redis is
+	// encrypted with it.
+	StorageKeyFile string `yaml:"storage_key_file" kind:"file" example:"storage.key"`
+	// What every key in Redis begins with, before a colon: front doors with different ones share nothing.
+	StoragePrefix string `yaml:"storage_prefix" default:"autodgate"`
 }
 
 // ACME is an ACME account and its issuer.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // validator looks at what no single value can tell. It changes nothing and opens nothing.
@@ -17,6 +18,7 @@ func (v validator) all() {
 	v.names()
 	v.hosts()
 	v.mailListeners()
+	v.storage()
 	v.sites()
 	v.domains()
 	v.mailboxes()
@@ -91,6 +93,32 @@ func (v validator) listeners() []listener {
 		}
 	}
 	return slices.DeleteFunc(all, func(l listener) bool { return l.addr == "" }) // reported by the decoder
+}
+
+// storage looks at what belongs to Redis alone.
+func (v validator) storage() {
+	p := path{"certificates"}
+	c := v.c.Certificates
+	if v.bad(p.key("storage")) {
+		return
+	}
+	if !isRedis(c.Storage) {
+		for _, key := range v.given(p, "storage_password_file", "storage_ca", "storage_key_file", "storage_prefix") {
+			v.failKey(p.key(key), RuleStorageKey, "storage: redis://…; or without it", "%s is for storage on Redis, and storage is a directory", key)
+		}
+		return
+	}
+	if c.StorageCA != "" && !strings.HasPrefix(c.Storage, "rediss://") {
+		v.failKey(p.key("storage_ca"), RuleStorageKey, "storage: rediss://…; or without it", "storage_ca is for storage over TLS")
+	}
+	if strings.HasPrefix(c.Storage, "redis://") && !loopback(c.Storage) {
+		switch {
+		case c.StorageKeyFile == "":
+			v.warn(p.key("storage"), RuleStorageClear, "rediss://…; or storage_key_file", "private keys cross the network in clear")
+		case c.StoragePasswordFile != "":
+			v.warn(p.key("storage"), RuleStorageClear, "rediss://…", "the password of Redis crosses the network in clear")
+		}
+	}
 }
 
 func (v validator) listen() {

@@ -14,9 +14,6 @@ func (v validator) notInEffect() {
 	if v.c.Certificates.ACME != nil {
 		say(certificates.key("acme"), "until then: certificates from files", "ACME is not in effect yet: no certificate is ordered")
 	}
-	if isRedis(v.c.Certificates.Storage) {
-		say(certificates.key("storage"), "until then: a directory", "storage on Redis is not in effect yet")
-	}
 	for _, name := range ordered(v, hostsPath, v.c.Hosts) {
 		h, p := v.c.Hosts[name], hostsPath.key(name)
 		if c := h.Certificate; c != nil && (c.Source == "acme" || c.Source == "autocert") {
@@ -45,17 +42,6 @@ func (v validator) notBuilt() {
 	refuse := func(p path, want, what, why string) {
 		if !v.bad(p) {
 			v.fail(p, RuleNotBuilt, want, "%s is not built yet, and ignoring it would be unsafe: %s", what, why)
-		}
-	}
-	for _, name := range ordered(v, hostsPath, v.c.Hosts) {
-		if m := v.c.Hosts[name].Mail; m != nil && m.Trust.Mode == "first_use" && isRedis(v.c.Certificates.Storage) {
-			refuse(hostsPath.key(name).key("mail").key("trust"), "a directory as certificates.storage", "trust: first_use with storage on Redis", "a server could be exchanged unnoticed")
-		}
-	}
-	for _, name := range ordered(v, sitesPath, v.c.Sites) {
-		s, p := v.c.Sites[name], sitesPath.key(name)
-		if s.Trust.Mode == "first_use" && isRedis(v.c.Certificates.Storage) {
-			refuse(p.key("trust"), "a directory as certificates.storage", "trust: first_use with storage on Redis", "a server could be exchanged unnoticed")
 		}
 	}
 	if v.c.Mailboxes != nil && v.c.Mailboxes.LDAP != nil {

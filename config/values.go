@@ -275,14 +275,51 @@ func readEmail(s string) (string, *fault) {
 }
 
 func readStorage(s string) (string, *fault) {
-	if scheme, _, ok := strings.Cut(s, "://"); ok && !isRedis(s) {
-		return "", faultf(RuleStorage, "a directory, redis://… or rediss://…", "certificates cannot be kept in %s://", scheme)
+	const want = "a directory, redis://[user@]host[:port][/database], rediss://… or unix://[user@]/path[?db=database]"
+	// No message quotes the value: it may hold a password.
+	bad := func(format string, args ...any) (string, *fault) {
+		return "", faultf(RuleStorage, want, format, args...)
+	}
+	scheme, _, ok := strings.Cut(s, "://")
+	if !ok {
+		return s, nil
+	}
+	if !isRedis(s) {
+		return bad("certificates cannot be kept in %s://", scheme)
+	}
+	u, err := url.Parse(s)
+	if err != nil {
+		return bad("it is not a URL")
+	}
+	if _, has := u.User.Password(); has {
+		return "", faultf(RuleStorage, "storage_password_file: FILE", "there is a password in the URL; this file is shown and copied")
+	}
+	query, database := u.Query(), strings.TrimPrefix(u.Path, "/")
+	switch port := u.Port(); {
+	case scheme == "unix" && (u.Host != "" || strings.Trim(u.Path, "/") == ""):
+		return bad("there is no absolute path of a socket")
+	case scheme == "unix":
+		database = query.Get("db")
+		query.Del("db")
+	case u.Hostname() == "":
+		return bad("there is no host")
+	case port != "":
+		if _, ok := readPort(port, 1); !ok {
+			return bad("%q is not a port", port)
+		}
+	}
+	if _, err := strconv.ParseUint(database, 10, 31); err != nil && database != "" {
+		return bad("%q is no number of a database", database)
+	}
+	if len(query) > 0 || u.Fragment != "" {
+		return bad("it has parameters that mean nothing here")
 	}
 	return s, nil
 }
 
 func isRedis(storage string) bool {
-	return strings.HasPrefix(storage, "redis://") || strings.HasPrefix(storage, "rediss://")
+	scheme, _, ok := strings.Cut(storage, "://")
+	return ok && slices.Contains([]string{"redis", "rediss", "unix"}, scheme)
 }
 
 func readPin(s string) (string, *fault) {

@@ -9,5 +9,8 @@
 //	files       PEM chain and key, watched for changes      NewFiles
 //	self-signed what Exchange set-up makes, renewed         NewSelfSigned
 //
+// What must outlive the process, and what several nodes share, is in a [Storage]: a directory, or [Redis]. With the latter
+// [Tickets] lets a client resume its session on any node.
+//
 // Other origins (PFX, ACME) are further Sources; nothing outside this package learns which one a host has.
 package tlsconf

@@ -205,7 +205,9 @@ const (
 	pinPatience = 2 * time.Second // a handshake is waiting
 )
 
-func (p *sharedPin) String() string { return "key " + p.redis.shared(p.name) + " in " + p.redis.String() }
+func (p *sharedPin) String() string {
+	return "key " + p.redis.shared(p.name) + " in " + p.redis.String()
+}
 
 func (p *sharedPin) load(again bool) ([]byte, error) {
 	p.mu.Lock()

@@ -93,9 +93,9 @@ func (p Profile) Policy() Policy {
 // src, and HTTP/1.1 as the only protocol. An empty profile is [Intermediate]; an unknown one is an error.
 //
 // Call it once for each host and give the result to [tls.Server] itself. The session ticket keys are made and rotated by
-// crypto/tls inside the configuration, so a ticket of one host never resumes under another's policy. That does not hold
-// for a configuration handed out by GetConfigForClient, which takes the keys of the outer one, nor for a Clone of one
-// that has been used.
+// crypto/tls inside the configuration, or by [Tickets.Use], so a ticket of one host never resumes under another's policy.
+// That does not hold for a configuration handed out by GetConfigForClient, which takes the keys of the outer one, nor for a
+// Clone of one that has been used.
 //
 // Suites that are named, as they are here, are offered whatever the GODEBUG settings tlsrsakex, tls3des and tls10server
 // say: those change the defaults alone.

@@ -34,9 +34,9 @@ const (
 	lockLife     = 20 * time.Second
 )
 
-// RedisOptions are the settings of [NewRedis].
-type RedisOptions struct {
-	// URL is redis://[user@]host[:port][/database], rediss://… for the same over TLS, or unix://[user@]/path[?db=database].
+// StorageOptions are the settings of [OpenStorage] and of [NewRedis]. What is equal opens the same storage.
+type StorageOptions struct {
+	// URL is a directory (for OpenStorage alone; nothing else then counts), redis://[user@]host[:port][/database], rediss://… for the same over TLS, or unix://[user@]/path[?db=database].
 	URL string
 	// CA is a PEM file with what vouches for the server of a rediss URL; "": the CAs of the system.
 	CA string
@@ -51,7 +51,6 @@ type RedisOptions struct {
 	LockLife time.Duration
 	// Timeout is how long one operation may take, all its attempts together; 0 is 5 s.
 	Timeout time.Duration
-	Log     zerolog.Logger
 }
 
 // Redis is storage that several nodes share. It is a [certmagic.Storage] with locks, and it lets nodes agree on a value
@@ -85,14 +84,14 @@ var (
 
 // NewRedis prepares storage on Redis. Nothing is connected yet; the error is about the settings and the files in them. Close
 // it after the last use.
-func NewRedis(o RedisOptions) (*Redis, error) {
+func NewRedis(o StorageOptions, log zerolog.Logger) (*Redis, error) {
 	ro, err := redisClientOptions(o)
 	if err != nil {
 		return nil, err
 	}
 	r := &Redis{
 		where: ro.Addr, prefix: redisPrefix + ":", timeout: redisTimeout, life: lockLife,
-		log: o.Log.With().Str("redis", ro.Addr).Logger(), held: map[string][]*heldLock{},
+		log: log.With().Str("redis", ro.Addr).Logger(), held: map[string][]*heldLock{},
 	}
 	if o.Prefix != "" {
 		r.prefix = o.Prefix + ":"
@@ -171,7 +170,7 @@ func ParseRedisURL(s string) (network, address, user string, database int, secur
 	return network, address, user, database, secure, nil
 }
 
-func redisClientOptions(o RedisOptions) (*redis.Options, error) {
+func redisClientOptions(o StorageOptions) (*redis.Options, error) {
 	network, address, user, database, secure, err := ParseRedisURL(o.URL)
 	if err != nil {
 		return nil, fmt.Errorf("redis: %w", err)
@@ -301,12 +300,17 @@ func (r *Redis) do(ctx context.Context, what string, op func(context.Context) er
 	hint := ""
 	for prefix, text := range map[string]string{
 		"NOAUTH": "it wants a password: storage_password_file", "WRONGPASS": "look at storage_password_file and at the user in the URL",
-		"NOPERM": "the user in the URL lacks rights", "OOM": "its memory is full", "READONLY": "it is a replica",
+		"NOPERM": "the user in the URL lacks rights", "EXECABORT": "the user in the URL lacks rights, or its memory is full", "OOM": "its memory is full", "READONLY": "it is a replica",
 		"MISCONF": "it cannot write to its disk",
 	} {
 		if redis.HasErrorPrefix(err, prefix) {
 			hint = " (" + text + ")"
 		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		// A socket or a password file that is not there must not pass for a key that is not: certmagic would order a new
+		// certificate.
+		err = errors.New(err.Error())
 	}
 	return fmt.Errorf("redis %s: %s: %w%s", r.where, what, err, hint)
 }

@@ -32,7 +32,7 @@ func (r *Redis) lockKey(name string) string { return r.prefix + "lock:" + name }
 // lock for. certmagic has no way to hand on a fencing token, and bears such doubles: in the worst case two certificates are
 // ordered, and the last one stored is shown by all.
 func (r *Redis) Lock(ctx context.Context, name string) error {
-	const shortest, longest = 20 * time.Millisecond, time.Second
+	const shortest, longest = 20 * time.Millisecond, 200 * time.Millisecond
 	for pause := shortest; ; pause = min(2*pause, longest) {
 		got, err := r.TryLock(ctx, name)
 		if got || err != nil {

@@ -15,13 +15,13 @@ type Storage struct {
 	redis *Redis // nil: the directory
 }
 
-// OpenStorage opens storage at a directory or at a URL of Redis (o.URL, see [RedisOptions]). Neither is touched yet; the
+// OpenStorage opens storage at a directory or at a URL of Redis. Neither is touched yet; the
 // error is about the settings. Close it after the last use.
-func OpenStorage(o RedisOptions) (*Storage, error) {
+func OpenStorage(o StorageOptions, log zerolog.Logger) (*Storage, error) {
 	if !strings.Contains(o.URL, "://") {
 		return &Storage{dir: o.URL}, nil
 	}
-	r, err := NewRedis(o)
+	r, err := NewRedis(o, log)
 	if err != nil {
 		return nil, err
 	}

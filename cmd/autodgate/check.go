@@ -88,6 +88,12 @@ func checkFiles(w io.Writer, cfg *config.Config, doubts bool) (problems, warning
 		fmt.Fprintf(w, "error: "+format+"\n", args...)
 	}
 	silent := &frontDoor{log: zerolog.Nop()}
+	var err error
+	if silent.storage, err = openStorage(cfg, silent.log); err != nil {
+		fail("%v", err)
+		return problems, warnings // what follows may be in it
+	}
+	defer silent.storage.Close()
 	for _, name := range cfg.HostNames() {
 		h := cfg.Hosts[name]
 		if _, err := silent.buildMail(cfg, name, nil); err != nil {

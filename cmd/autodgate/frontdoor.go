@@ -41,6 +41,9 @@ type frontDoor struct {
 	closers []io.Closer
 	logins  *throttle.Throttle // failed ones, wherever they are checked; a reload goes on counting
 
+	storage *tlsconf.Storage // what must outlive the front door, and what several of them share
+	tickets *tlsconf.Tickets // session ticket keys; a reload goes on with them
+
 	https, http []string            // addresses listened on, in the order of the config
 	mail        map[string][]string // likewise, by the key of the protocol
 	admin       string
@@ -70,27 +73,53 @@ func newFrontDoor(cfg *config.Config, log zerolog.Logger, o frontDoorOptions) (*
 		HelloTimeout: cfg.Limits.HelloTimeout, RequestHeadTimeout: cfg.Limits.RequestHeadTimeout, ClientIdleTimeout: cfg.Limits.ClientIdleTimeout,
 		Connections: cfg.Limits.Connections, Logins: f.logins, Dial: f.dial,
 	})
+	var err error
+	if f.storage, err = openStorage(cfg, log); err != nil {
+		return nil, err
+	}
+	f.tickets = f.storage.NewTickets(log)
 	table, closers, err := f.buildTable(cfg)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, f.close())
 	}
 	f.closers = closers
 	f.server.SetTable(table)
 	return f, nil
 }
 
+// close closes what the front door holds open; the listeners are closed before.
+func (f *frontDoor) close() error {
+	return errors.Join(closeAll(f.closers), f.tickets.Close(), f.storage.Close())
+}
+
 // reload makes a new table from a configuration and swaps it in. On an error the
 // old one stays. Listeners are not changed.
 func (f *frontDoor) reload(cfg *config.Config) error {
+	closing, storage, tickets := f.closers, f.storage, f.tickets
+	moved := storageOptions(cfg) != storageOptions(f.cfg)
+	if moved {
+		opened, err := openStorage(cfg, f.log)
+		if err != nil {
+			return err
+		}
+		f.storage, f.tickets = opened, opened.NewTickets(f.log)
+	}
 	table, closers, err := f.buildTable(cfg)
 	if err != nil {
+		if moved {
+			err = errors.Join(err, f.tickets.Close(), f.storage.Close())
+			f.storage, f.tickets = storage, tickets
+		}
 		return err
 	}
 	f.logins.SetLimits(loginLimits(cfg))
 	f.server.SetTable(table)
-	old := f.closers
 	f.cfg, f.closers = cfg, closers
-	return closeAll(old)
+	err = closeAll(closing)
+	if moved {
+		err = errors.Join(err, tickets.Close(), storage.Close())
+	}
+	return err
 }
 
 func closeAll(closers []io.Closer) error {
@@ -188,6 +217,7 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 				if hc.Certificate.Source != "" {
 					h.Policy += "|" + name // a certificate of the host's own
 				}
+				closers = append(closers, f.tickets.Use(h.TLS, name, h.Policy))
 			}
 		}
 		if h.Mail, err = f.buildMail(cfg, name, h.TLS); err != nil {
@@ -275,7 +305,7 @@ func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, o
 			o.ServerName = sc.ServerName
 		}
 		if sc.Trust.Mode == "first_use" {
-			o.FirstUse = tlsconf.NewFirstUse(firstUseDir(cfg), name, s.Address(), f.log)
+			o.FirstUse = f.storage.FirstUse(name, s.Address(), f.log)
 		}
 		c, err := tlsconf.BackendConfig(o)
 		if err != nil {
@@ -287,12 +317,6 @@ func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, o
 }
 
 var protections = map[string]proxy.ExtendedProtection{"off": proxy.ProtectionOff, "auto": proxy.ProtectionAuto, "required": proxy.ProtectionRequired}
-
-// firstUseDir is where the keys of servers are remembered that are trusted by their
-// first use.
-func firstUseDir(cfg *config.Config) string {
-	return filepath.Join(cfg.Path(cfg.Certificates.Storage), "first-use")
-}
 
 // serverTrust is what the config says about TLS with a set of servers.
 type serverTrust struct {
@@ -383,8 +407,8 @@ func (f *frontDoor) certificate(cfg *config.Config, name string, h *config.Host)
 	case c.Source == "self_signed":
 		short, _, _ := strings.Cut(name, ".")
 		dir := ""
-		if cfg.Certificates.Storage != "" && !strings.Contains(cfg.Certificates.Storage, "://") {
-			dir = filepath.Join(cfg.Path(cfg.Certificates.Storage), "self-signed")
+		if f.storage.Dir() != "" {
+			dir = filepath.Join(f.storage.Dir(), "self-signed")
 		}
 		return tlsconf.NewSelfSigned(short, name, h.Aliases, tlsconf.SelfSignedOptions{Dir: dir, Log: log})
 	}
@@ -540,5 +564,5 @@ func (f *frontDoor) shutdown(ctx context.Context) error {
 		_ = f.adminServer.Close()
 	}
 	f.serving.Wait()
-	return errors.Join(err, closeAll(f.closers))
+	return errors.Join(err, f.close())
 }

@@ -87,7 +87,7 @@ func runLab(ctx context.Context, out, logTo io.Writer, scenario *lab.Scenario, o
 		return notFine(err)
 	}
 	if err := front.listen(); err != nil {
-		return notFine(errors.Join(err, closeAll(front.closers)))
+		return notFine(errors.Join(err, front.close()))
 	}
 	defer func() {
 		sctx, cancel := context.WithTimeout(context.Background(), time.Second)

@@ -8,11 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -72,6 +70,7 @@ type live struct {
 	now     time.Time
 	timeout time.Duration // of one connection
 	leaves  map[string]*x509.Certificate
+	storage *tlsconf.Storage
 }
 
 // checkLive looks at everything the configuration leads to, a few things at a time,
@@ -80,7 +79,15 @@ func checkLive(ctx context.Context, w io.Writer, cfg *config.Config, o liveOptio
 	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
 	l := &live{cfg: cfg, o: o, now: time.Now(), timeout: cfg.Limits.ConnectTimeout, leaves: map[string]*x509.Certificate{}}
+	var err error
+	if l.storage, err = openStorage(cfg, zerolog.Nop()); err != nil {
+		return 0, 0 // a file, which has been looked at before
+	}
+	defer l.storage.Close()
 	var jobs []func(context.Context) findings
+	if l.storage.Redis() != nil {
+		jobs = append(jobs, l.shared)
+	}
 	for _, name := range cfg.HostNames() {
 		jobs = append(jobs, l.certificate(name)...)
 		for _, n := range append([]string{name}, cfg.Hosts[name].Aliases...) {
@@ -121,6 +128,17 @@ func runSome(ctx context.Context, jobs []func(context.Context) findings) []findi
 	}
 	wg.Wait()
 	return out
+}
+
+// shared looks at the storage that several nodes share.
+func (l *live) shared(ctx context.Context) findings {
+	f := findings{where: "storage"}
+	if err := l.storage.Ping(ctx); err != nil {
+		f.add(failure, "%v; without it no certificate is ordered or renewed, and nodes do not resume each other's sessions", err)
+		return f
+	}
+	f.add(fine, "%s answers", l.storage.Redis())
+	return f
 }
 
 // certificate looks at the certificate that a host shows.
@@ -179,7 +197,7 @@ func (l *live) dns(ctx context.Context, name string) findings {
 
 // site looks at each server of a site.
 func (l *live) site(name string) []func(context.Context) findings {
-	silent := &frontDoor{log: zerolog.Nop()}
+	silent := &frontDoor{log: zerolog.Nop(), storage: l.storage}
 	site, opened, err := silent.buildSite(l.cfg, name)
 	if opened != nil {
 		defer opened.Close() // the certificate at hand is shown on
@@ -202,11 +220,16 @@ func (l *live) server(ctx context.Context, name string, s config.Server, b *prox
 	sc := l.cfg.Sites[name]
 	if sc.Trust.Mode == "first_use" && b.TLS != nil {
 		// A look is no first use: it must not decide whom to trust from now on.
-		file := l.firstUseFile(name, s)
-		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		first := l.storage.FirstUse(name, s.Address(), zerolog.Nop())
+		known, err := first.Known()
+		if err != nil {
+			f.add(failure, "trust: first_use: %v", err)
+			return f
+		}
+		if !known {
 			b.TLS.VerifyConnection = nil
 			defer func() {
-				f.add(doubt, "trust: first_use has remembered no key yet (%s): the next connection trusts what it is shown; compare that key with the server's own first", file)
+				f.add(doubt, "trust: first_use has remembered no key yet (%s): the next connection trusts what it is shown; compare that key with the server's own first", first.Place())
 			}()
 		}
 	}
@@ -241,10 +264,6 @@ func (l *live) server(ctx context.Context, name string, s config.Server, b *prox
 	l.binding(&f, name, leaf)
 	l.questions(ctx, &f, name, s, b)
 	return f
-}
-
-func (l *live) firstUseFile(site string, s config.Server) string {
-	return tlsconf.NewFirstUse(firstUseDir(l.cfg), site, s.Address(), zerolog.Nop()).File()
 }
 
 // binding compares the server's certificate with that of each host that is bridged

@@ -71,7 +71,7 @@ func (f *frontDoor) mailSite(cfg *config.Config, name, key string) (*proxy.Site,
 				o.ServerName = serverName
 			}
 			if trust.Mode == "first_use" {
-				o.FirstUse = tlsconf.NewFirstUse(firstUseDir(cfg), owner, s.Address(), f.log)
+				o.FirstUse = f.storage.FirstUse(owner, s.Address(), f.log)
 			}
 			if b.TLS, err = tlsconf.BackendConfig(o); err != nil {
 				return nil, err

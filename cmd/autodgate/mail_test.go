@@ -509,7 +509,11 @@ sites:
 	if !report.OK() {
 		t.Fatal(report)
 	}
-	f := &frontDoor{log: zerolog.Nop()}
+	f, err := newFrontDoor(cfg, zerolog.Nop(), frontDoorOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.close() }()
 	table, closers, err := f.buildTable(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -99,7 +99,7 @@ func serve(ctx context.Context, cfg *config.Config, file string, log zerolog.Log
 		return notFine(err)
 	}
 	if err := f.listen(); err != nil {
-		return notFine(errors.Join(err, closeAll(f.closers)))
+		return notFine(errors.Join(err, f.close()))
 	}
 	log.Info().Str("version", versionString()).Int("hosts", len(cfg.Hosts)).Msg("serving")
 	changed := time.NewTicker(configPoll)
