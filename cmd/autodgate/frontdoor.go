@@ -223,6 +223,11 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 		if h.Mail, err = f.buildMail(cfg, name, h.TLS); err != nil {
 			return nil, closers, err
 		}
+		for protocol, m := range h.Mail {
+			if m.TLS != nil { // a copy, which has got keys of its own
+				closers = append(closers, f.tickets.Use(m.TLS, name, h.Policy, protocol.String()))
+			}
+		}
 		for _, n := range append([]string{name}, hc.Aliases...) {
 			table.Hosts[proxy.CanonicalName(n)] = h
 		}
