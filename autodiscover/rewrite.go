@@ -230,11 +230,11 @@ func (w *rewriter) leaf(e openElement) {
 	if e.parent || len(e.pieces) == 0 {
 		return
 	}
-	var text string
+	var text strings.Builder
 	for _, p := range e.pieces {
-		text += p.text
+		text.WriteString(p.text)
 	}
-	core, mapped, ok := w.ask(e.name.Local, text)
+	core, mapped, ok := w.ask(e.name.Local, text.String())
 	if !ok {
 		return
 	}

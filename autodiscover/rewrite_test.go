@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -167,6 +168,20 @@ func TestRewriteRefuses(t *testing.T) {
 		if out, changed, err := Rewrite("text/xml", body, toMail); err == nil && (changed || !bytes.Equal(out, body)) {
 			t.Errorf("%s: changed", file)
 		}
+	}
+}
+
+// A text in very many pieces costs what its length does, and not the square of it.
+func TestRewritePieces(t *testing.T) {
+	body := []byte("<a>" + strings.Repeat("x<!---->", 1<<15) + "</a>")
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if _, changed, err := Rewrite("text/xml", body, toMail); changed || err != nil {
+		t.Error(changed, err)
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 64<<20 {
+		t.Errorf("%d bytes allocated for a document of %d", n, len(body))
 	}
 }
 

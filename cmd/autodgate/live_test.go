@@ -237,6 +237,15 @@ func TestLiveServers(t *testing.T) {
 	if strings.Contains(out, "healthcheck.htm") {
 		t.Error("health pages were asked for")
 	}
+	// What the running front door takes for no health page is none here.
+	w.serve("cas01.contoso.local:443", w.certificate("mail", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(48 * time.Hour) }, "mail.contoso.com", "cas01.contoso.local"), func(rw http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/ews/") {
+			fmt.Fprint(rw, "200 ok")
+			return
+		}
+		exchange("15.1.2507")(rw, r)
+	})
+	w.check(liveConfig+"    trust: {ca: mail.pem}\n    exchange: 2016\n", 0, 3, "warning: site hq: … /ews/healthcheck.htm does not say 200 OK")
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
