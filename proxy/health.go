@@ -380,6 +380,9 @@ func (s *Server) found(bs *backendState, c *check, dir string, err error, server
 	wasDown := c.down.Load()
 	now := time.Now()
 	if !c.report(err, server, h, now) {
+		if err != nil && wasDown {
+			s.failOver(bs.site) // it had seemed to come back, and was spared
+		}
 		return
 	}
 	e := bs.log.Info()
@@ -478,13 +481,24 @@ func (bs *backendState) fit(dir string) bool {
 }
 
 // isDown tells whether the backend is down for a virtual directory, and not just
-// passed over for a while.
+// passed over for a while. One that was, and has answered the last look, is not: when
+// all servers were down, as they seem to be when this machine is the one that is late,
+// the first to be up again must not cost the others their clients.
 func (bs *backendState) isDown(dir string) bool {
-	if bs.reach.down.Load() {
+	if bs.reach.isDown() {
 		return true
 	}
 	c := bs.check(dir)
-	return c != nil && c.down.Load()
+	return c != nil && c.isDown()
+}
+
+func (c *check) isDown() bool {
+	if !c.down.Load() {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.passes == 0
 }
 
 // check returns the check of a virtual directory, nil if there is none.

@@ -282,6 +282,38 @@ func TestDownServerClosesItsConnections(t *testing.T) {
 	})
 }
 
+// When all servers were down, the first one that is up again takes no clients from
+// one that answers as well; if that fails once more, it does.
+func TestServersComeBackTogether(t *testing.T) {
+	t.Parallel()
+	site := &Site{Name: "hq", Backends: []*Backend{{Name: "cas01", Address: "a:443"}, {Name: "cas02", Address: "b:443"}}}
+	srv := NewServer(Options{})
+	defer srv.Shutdown(t.Context())
+	one, two := site.Backends[0].known(site), site.Backends[1].known(site)
+	h := Health{Fall: 1, Rise: 2}
+	look := func(bs *backendState, err error) { srv.found(bs, &bs.reach, "", err, "", h) }
+	failed := errors.New("no answer in 5s")
+	near, far := net.Pipe()
+	defer far.Close()
+	u := &upstream{backend: site.Backends[0], conn: near, raw: near}
+	u.hold(site)
+	look(two, failed)
+	look(one, failed)
+	look(one, nil)
+	look(two, nil)
+	look(two, nil)
+	if !two.fit("") || one.fit("") {
+		t.Fatal("cas02 is not the only one that is fit")
+	}
+	if u.closed.Load() {
+		t.Error("a client of cas01, which answers, is cut off")
+	}
+	look(one, failed)
+	if !u.closed.Load() {
+		t.Error("cas01 has failed again, and its client is kept")
+	}
+}
+
 func (s *cas) known(f *front) *backendState {
 	for _, b := range f.site.Backends {
 		if b.Name == s.name {
