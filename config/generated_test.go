@@ -132,7 +132,7 @@ func TestExample(t *testing.T) {
 	}
 	shown := hidden.ReplaceAllString(strings.Replace(src, "#key: value\n", "", 1), "$1$2")
 	_, report = Parse("example.yaml", []byte(shown))
-	contradictions := []Rule{RuleNotBuilt, RuleStorageKey, RuleClientAuth, RuleTrustForm, RuleMailboxesForm, RuleMailForm}
+	contradictions := []Rule{RuleNotBuilt, RuleStorageKey, RuleClientAuth, RuleTrustForm, RuleMailboxesForm, RuleMailForm, RuleACMEDNS}
 	for _, p := range report.Errors() {
 		if !slices.Contains(contradictions, p.Rule) {
 			t.Errorf("uncommented: %s", report.Render(p))

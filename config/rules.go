@@ -77,6 +77,9 @@ const (
 	RuleStorageKey       Rule = "storage-key"   // for another kind of storage
 	RuleStorageClear     Rule = "storage-clear" // private keys in clear on the network
 	RuleNoCertificate    Rule = "no-certificate"
+	RuleACMEChallenge    Rule = "acme-challenge" // one that no issuer can reach us for
+	RuleACMEDNS          Rule = "acme-dns"
+	RuleACMEAutocert     Rule = "acme-autocert" // what autocert cannot do
 	RuleDefaultTwice     Rule = "default-twice"
 	RuleDefaultListener  Rule = "default-listener"
 	RuleRedirectSelf     Rule = "redirect-self"

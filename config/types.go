@@ -93,24 +93,27 @@ type ACME struct {
 	DirectoryCA string `yaml:"directory_ca" kind:"file" example:"acme-ca.pem"`
 	// The challenges that may be used.
 	Challenges []string `yaml:"challenges" enum:"tls-alpn-01,http-01,dns-01" default:"[tls-alpn-01, http-01]"`
-	// How dns-01 writes its records: DNS updates (RFC 2136) signed with TSIG (RFC 8945).
+	// How dns-01 writes its records: DNS updates (RFC 2136) signed with TSIG (RFC 8945), or a program.
 	DNS *ACMEDNS `yaml:"dns"`
 	// External account binding, for issuers that want it (RFC 8555 section 7.3.4).
 	EAB *ACMEEAB `yaml:"eab"`
-	// A second issuer, asked when the first one fails.
+	// A second issuer, asked whenever the first one fails.
 	Fallback *ACMEFallback `yaml:"fallback"`
 	// Order a certificate at the first hello for its name, instead of when serving starts.
 	OnDemand bool `yaml:"on_demand" default:"false"`
 }
 
-// ACMEDNS is the DNS server that takes the records of dns-01.
+// ACMEDNS is who writes the records of dns-01: a DNS server that takes updates, or a program.
 type ACMEDNS struct {
 	// The server that takes updates, as host:port.
-	Server string `yaml:"server" kind:"hostport" required:"true" example:"ns1.contoso.com:53"`
-	// The name of the TSIG key.
+	Server string `yaml:"server" kind:"hostport" example:"ns1.contoso.com:53"`
+	// The name of the TSIG key, which is of the algorithm hmac-sha256.
 	TSIGName string `yaml:"tsig_name" example:"autodgate"`
 	// A file that holds the secret of the TSIG key, in base64.
 	TSIGSecretFile string `yaml:"tsig_secret_file" kind:"file" example:"tsig.secret"`
+	// Instead of a server: the program that writes the records. It is called, without a shell, with `present` or `cleanup`, the
+	// full name with a final dot, and the value, and has two minutes.
+	Exec string `yaml:"exec" kind:"file" example:"/usr/local/bin/dns-hook"`
 }
 
 // ACMEEAB is an external account binding.

@@ -17,6 +17,7 @@ func (v validator) all() {
 	v.listen()
 	v.names()
 	v.hosts()
+	v.acme()
 	v.mailListeners()
 	v.storage()
 	v.sites()

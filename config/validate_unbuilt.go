@@ -10,17 +10,6 @@ func (v validator) notInEffect() {
 		v.warn(p, RuleNotInEffect, want, "%s", what)
 	}
 	const later = "nothing else: a later version will do it"
-	certificates := path{"certificates"}
-	if v.c.Certificates.ACME != nil {
-		say(certificates.key("acme"), "until then: certificates from files", "ACME is not in effect yet: no certificate is ordered")
-	}
-	for _, name := range ordered(v, hostsPath, v.c.Hosts) {
-		h, p := v.c.Hosts[name], hostsPath.key(name)
-		if c := h.Certificate; c != nil && (c.Source == "acme" || c.Source == "autocert") {
-			say(p.key("certificate"), "until then: {cert: FILE, key: FILE}, {pfx: FILE} or self_signed",
-				"certificate: "+c.Source+" is not in effect yet: until it is, TLS connections to "+name+" and its aliases are refused")
-		}
-	}
 	for _, name := range ordered(v, sitesPath, v.c.Sites) {
 		s, p := v.c.Sites[name], sitesPath.key(name)
 		if s.ExternalURL != "" {

@@ -166,6 +166,8 @@ func (s *Server) serveTLS(ctx context.Context, c *clientConn) error {
 		return err
 	case terminate:
 		return s.terminateTLS(ctx, c, d.host)
+	case validate:
+		return s.validateTLS(ctx, c, d.host)
 	}
 	return c.refuse(d)
 }

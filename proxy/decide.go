@@ -8,6 +8,7 @@ type verdict int
 const (
 	passOn    verdict = iota // forward the bytes to the host's site
 	terminate                // finish the handshake with the host's certificate
+	validate                 // finish a handshake that an ACME issuer looks at, and close
 	refuseTLSName
 )
 
@@ -32,10 +33,23 @@ func decide(t *Table, listener string, h hello) decision {
 		return decision{verdict: refuseTLSName, why: why}
 	case host.Mode == Passthrough:
 		return decision{verdict: passOn, host: host}
+	case host.Validation != nil && h.validates():
+		// Before the question of a certificate: this is how the first one is had.
+		return decision{verdict: validate, host: host}
 	case !host.certified():
 		return decision{verdict: refuseTLSName, host: host, refusal: host.Refuse, why: "no certificate for this name"}
 	}
 	return decision{verdict: terminate, host: host}
+}
+
+// acmeTLS is the protocol of validations by TLS-ALPN-01 (RFC 8737 section 6.2).
+const acmeTLS = "acme-tls/1"
+
+// validates tells whether the hello is that of a validation: it names the name, and
+// offers one protocol (RFC 8737 section 3). A host without Validation has no such
+// protocol, and its handshake fails.
+func (h *hello) validates() bool {
+	return !h.nameless() && len(h.ALPN) == 1 && h.ALPN[0] == acmeTLS
 }
 
 // decideMail is decide for a connection that wants a mail protocol, which a host

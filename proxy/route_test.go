@@ -185,6 +185,23 @@ func TestDecide(t *testing.T) {
 	f(":443", "", terminate, mail)
 	f(":8443", "", passOn, eas)
 	f(":9443", "", refuseTLSName, redir)
+	// Validations by TLS-ALPN-01 go to those who answer them, also before there is a certificate (RFC 8737); a passthrough host
+	// answers its own.
+	ready = false
+	g := func(name string, alpn []string, want verdict) {
+		t.Helper()
+		if d := decide(table, ":443", hello{ServerName: name, ALPN: alpn}); d.verdict != want {
+			t.Errorf("%s %q: %v", name, alpn, d.verdict)
+		}
+	}
+	g("pending", []string{"acme-tls/1"}, refuseTLSName)
+	pending.Validation = mail.TLS
+	g("pending", []string{"acme-tls/1"}, validate)
+	g("pending", []string{"acme-tls/1", "http/1.1"}, refuseTLSName)
+	g("pending", nil, refuseTLSName)
+	g("mail", []string{"acme-tls/1"}, terminate) // where crypto/tls refuses the protocol
+	g("eas", []string{"acme-tls/1"}, passOn)
+	g("other", []string{"acme-tls/1"}, refuseTLSName)
 	if d := decide(&Table{}, ":443", hello{}); d.verdict != refuseTLSName {
 		t.Error("an empty table serves")
 	}

@@ -85,6 +85,10 @@ type Host struct {
 	// ClientCertificateHeaders tells the servers of a Bridge which certificate a client
 	// has shown, if it was verified (RFC 9440).
 	ClientCertificateHeaders bool
+	// Validation answers validations of the name by TLS-ALPN-01, hellos that offer
+	// acme-tls/1 alone (RFC 8737); nil: they get no more than others. No byte is
+	// exchanged after the handshake.
+	Validation *tls.Config
 	// Leaf returns the certificate that TLS shows now, for Extended Protection; nil
 	// while there is none.
 	Leaf func() *x509.Certificate

@@ -29,6 +29,19 @@ func (s *Server) terminateTLS(ctx context.Context, c *clientConn, host *Host) er
 	return err
 }
 
+// validateTLS finishes the handshake of a validation. What was to be seen is in the
+// certificate; the connection carries nothing (RFC 8737 section 3).
+func (s *Server) validateTLS(ctx context.Context, c *clientConn, host *Host) error {
+	// The issuer is no client of the host, and is not asked for a certificate of its own.
+	tc, err := s.handshake(ctx, c, &Host{}, host.Validation)
+	if err != nil {
+		return fmt.Errorf("ACME validation: %w", err)
+	}
+	tc.SetWriteDeadline(time.Now().Add(lingerTime))
+	tc.Close()
+	return nil
+}
+
 // handshake finishes the handshake that the peeked hello began.
 func (s *Server) handshake(ctx context.Context, c *clientConn, host *Host, conf *tls.Config) (*tls.Conn, error) {
 	if host.ClientCAs != nil {
@@ -64,7 +77,7 @@ func handshakeHint(err error, h hello) string {
 	switch {
 	case strings.HasSuffix(h.RawServerName, "."):
 		return " (the client sent the name with a trailing dot, which TLS does not allow: RFC 6066 section 3)"
-	case len(h.ALPN) == 1 && h.ALPN[0] == "acme-tls/1":
+	case h.validates():
 		return " (an ACME TLS-ALPN-01 validation for a name without such a certificate)"
 	case strings.Contains(err.Error(), "unsupported application protocols") && slices.Contains(h.ALPN, "h2"):
 		return " (only HTTP/1.1 is spoken here: NTLM and Negotiate do not work over HTTP/2)"

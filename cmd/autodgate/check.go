@@ -94,6 +94,9 @@ func checkFiles(w io.Writer, cfg *config.Config, doubts bool) (problems, warning
 		return problems, warnings // what follows may be in it
 	}
 	defer silent.storage.Close()
+	if _, err := acmeSettings(cfg); err != nil {
+		fail("certificates.acme: %v", err)
+	}
 	for _, name := range cfg.HostNames() {
 		h := cfg.Hosts[name]
 		if _, err := silent.buildMail(cfg, name, nil); err != nil {

@@ -39,7 +39,10 @@ type frontDoor struct {
 	sockets proxy.Sockets
 	lab     bool
 	closers []io.Closer
-	logins  *throttle.Throttle // failed ones, wherever they are checked; a reload goes on counting
+	acme    acmeClients
+	// renewCheck is how often it is looked whether a certificate from an issuer is due; 0 is the usual.
+	renewCheck time.Duration
+	logins     *throttle.Throttle // failed ones, wherever they are checked; a reload goes on counting
 
 	storage *tlsconf.Storage // what must outlive the front door, and what several of them share
 	tickets *tlsconf.Tickets // session ticket keys; a reload goes on with them
@@ -55,6 +58,9 @@ type frontDoor struct {
 type frontDoorOptions struct {
 	// Dial connects to backends; nil: the machine's resolver and network.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// RenewCheck is how often it is looked whether a certificate from an ACME issuer
+	// is due; 0 is the usual.
+	RenewCheck time.Duration
 	// Lab: plain passwords in a mailboxes file are nothing to warn of.
 	Lab bool
 }
@@ -64,6 +70,7 @@ type frontDoorOptions struct {
 // mailboxes file or a CA file that cannot be read) is an error.
 func newFrontDoor(cfg *config.Config, log zerolog.Logger, o frontDoorOptions) (*frontDoor, error) {
 	f := &frontDoor{cfg: cfg, log: log, dial: o.Dial, lab: o.Lab, logins: throttle.New(loginLimits(cfg), time.Now), mail: map[string][]string{}}
+	f.acme, f.renewCheck = acmeClients{}, o.RenewCheck
 	f.sockets = proxy.Sockets{KeepAlive: cfg.Limits.TCPKeepalive, UserTimeout: cfg.Limits.TCPUserTimeout}
 	if f.dial == nil {
 		f.dial = f.sockets.Dialer().DialContext
@@ -83,6 +90,7 @@ func newFrontDoor(cfg *config.Config, log zerolog.Logger, o frontDoorOptions) (*
 		return nil, errors.Join(err, f.close())
 	}
 	f.closers = closers
+	f.acme.loaded()
 	f.server.SetTable(table)
 	return f, nil
 }
@@ -119,6 +127,7 @@ func (f *frontDoor) reload(cfg *config.Config) error {
 	if moved {
 		err = errors.Join(err, tickets.Close(), storage.Close())
 	}
+	f.acme.start()
 	return err
 }
 
@@ -203,6 +212,12 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 				closers = append(closers, src)
 				h.Leaf = src.Leaf
 				h.Ready = func() bool { return src.Leaf() != nil }
+				if r, ok := src.(interface{ Ready() bool }); ok {
+					h.Ready = r.Ready
+				}
+				if v, ok := src.(interface{ ValidationConfig() *tls.Config }); ok {
+					h.Validation = v.ValidationConfig()
+				}
 				cas, err := f.hostTLS(cfg, name, h, src)
 				if cas != nil {
 					closers = append(closers, cas)
@@ -238,6 +253,7 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 			table.Defaults[address] = h
 		}
 	}
+	table.ACMEChallenge = f.acme.forTable()
 	return table, closers, nil
 }
 
@@ -405,6 +421,8 @@ func (f *frontDoor) certificate(cfg *config.Config, name string, h *config.Host)
 	names := append([]string{name}, h.Aliases...)
 	log := f.log.With().Str("host", name).Logger()
 	switch {
+	case c.Source == "acme", c.Source == "autocert":
+		return f.acmeSource(cfg, name, h)
 	case c.Cert != "":
 		return tlsconf.NewFiles(cfg.Path(c.Cert), cfg.Path(c.Key), tlsconf.FilesOptions{Names: names, Log: log, Wait: true})
 	case c.PFX != "":
@@ -540,6 +558,7 @@ func (f *frontDoor) listen() (err error) {
 			}
 		})
 	}
+	f.acme.start()
 	return nil
 }
 
