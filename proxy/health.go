@@ -118,6 +118,15 @@ func (c *check) doubt(err error, now time.Time) (news bool) {
 	return true
 }
 
+// forget makes the check one that nobody has made yet.
+func (c *check) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.out.Store(false)
+	c.down.Store(false)
+	c.known, c.fails, c.passes, c.since, c.cause, c.server = false, 0, 0, time.Time{}, "", ""
+}
+
 // probe is how a check is made: a request, and what its answer has to be.
 type probe struct {
 	name         string // of the check
@@ -573,6 +582,7 @@ func (s *Server) adopt(t *Table) {
 				s.watch(bs, l)
 			} else {
 				bs.unwatch()
+				bs.reach.forget() // nobody would find out when it is no longer so
 			}
 		}
 	}

@@ -442,6 +442,36 @@ func TestSlowServerKeepsItsClients(t *testing.T) {
 	}
 }
 
+// A server that is the only one after a reload, and so looked at no longer, is not
+// said to be down for ever.
+func TestReloadToOneServer(t *testing.T) {
+	t.Parallel()
+	table := func(names ...string) *Table {
+		site := &Site{Name: "hq"}
+		for _, name := range names {
+			site.Backends = append(site.Backends, &Backend{Name: name, Address: name + ".invalid:443"})
+		}
+		return &Table{Hosts: map[string]*Host{"mail.contoso.com": {Name: "mail.contoso.com", Mode: Passthrough, Site: site}}}
+	}
+	srv := NewServer(Options{Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}})
+	defer srv.Shutdown(t.Context())
+	first := table("cas01", "cas02")
+	srv.SetTable(first)
+	site := first.Hosts["mail.contoso.com"].Site
+	bs := site.Backends[0].known(site)
+	srv.found(bs, &bs.reach, "", errors.New("refused"), "", Health{Fall: 1, Rise: 2})
+	if got := srv.Status().Sites[0].Servers[0].Connect; got.State != "down" {
+		t.Fatalf("%+v", got)
+	}
+	srv.SetTable(table("cas01"))
+	if got := srv.Status().Sites[0].Servers[0].Connect; got != (CheckStatus{State: "unknown"}) {
+		t.Errorf("%+v", got)
+	}
+}
+
 // a server that accepts connections and says nothing is passed over within a
 // second or so as well.
 func TestServerStuckInHandshake(t *testing.T) {
