@@ -176,8 +176,8 @@ func checkIterations(data []byte, depth int) error {
 // encrypted with AES-256, which Windows reads since Server 2019 and Windows 10 1709; legacy is 3DES, which all of them
 // read, Exchange 2010 on Server 2008 R2 as well.
 func EncodePFX(key crypto.PrivateKey, chain []*x509.Certificate, password string, legacy bool) ([]byte, error) {
-	// The library's count of 2048 is that of 2000; what can be guessed is worth guessing on a file that is carried around.
-	encoder := pkcs12.Modern2023.WithIterations(100_000)
+	// The 2048 rounds that are usual cost who guesses a password next to nothing.
+	encoder := pkcs12.Modern2023.WithIterations(20_000)
 	if legacy {
 		encoder = pkcs12.LegacyDES
 	}

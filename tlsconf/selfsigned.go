@@ -231,13 +231,12 @@ func (s *SelfSigned) renew() error {
 	return err
 }
 
-// path is the one file that holds certificate and key, so that there is no moment at which they do not match.
-func (s *SelfSigned) path() string {
-	name := s.names[0]
-	if len(s.names) > 1 {
-		name = s.names[1]
-	}
-	return filepath.Join(s.o.Dir, "self-signed-"+strings.NewReplacer("*", "_", ":", "_").Replace(name)+".pem")
+func (s *SelfSigned) path() string { return SelfSignedFile(s.o.Dir, s.names) }
+
+// SelfSignedFile is the one file in which [NewSelfSigned] keeps certificate and key, so that there is no moment at which
+// they do not match. names are the short name and the FQDN.
+func SelfSignedFile(dir string, names []string) string {
+	return filepath.Join(dir, "self-signed-"+strings.NewReplacer("*", "_", ":", "_").Replace(names[min(1, len(names)-1)])+".pem")
 }
 
 func (s *SelfSigned) store(leaf *x509.Certificate, key crypto.Signer) error {

@@ -36,6 +36,8 @@ used, 2 wrong usage, or a configuration that does not load.`,
 		newCertNew(),
 		newCertRequest(),
 		newCertImport(),
+		newCertList(),
+		newCertExport(),
 	)
 	return cmd
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -428,22 +427,23 @@ func (f *frontDoor) certificate(cfg *config.Config, name string, h *config.Host)
 	case c.PFX != "":
 		return tlsconf.NewPFX(cfg.Path(c.PFX), cfg.Path(c.PasswordFile), tlsconf.FilesOptions{Names: names, Log: log, Wait: true})
 	case c.Source == "self_signed":
-		short, _, _ := strings.Cut(name, ".")
-		dir := ""
-		if f.storage.Dir() != "" {
-			dir = filepath.Join(f.storage.Dir(), "self-signed")
-		}
-		return tlsconf.NewSelfSigned(short, name, h.Aliases, tlsconf.SelfSignedOptions{Dir: dir, Log: log})
+		return tlsconf.NewSelfSigned(shortName(name), name, h.Aliases, tlsconf.SelfSignedOptions{Dir: selfSignedDir(f.storage), Log: log})
 	}
 	return nil, errors.New("this kind of certificate is not in effect yet; use {cert: …, key: …}, {pfx: …} or self_signed")
 }
 
-// loadCertificate reads the certificate of a host once, where it is in files that the config names.
-func loadCertificate(cfg *config.Config, c *config.Certificate, names []string) (*tls.Certificate, []string, error) {
-	if c.PFX != "" {
-		return tlsconf.LoadPFX(cfg.Path(c.PFX), cfg.Path(c.PasswordFile), names)
+// shortName is the first label, as Exchange set-up puts it in front of the whole name.
+func shortName(name string) string {
+	short, _, _ := strings.Cut(name, ".")
+	return short
+}
+
+// selfSignedDir is where self-signed certificates are kept; "" is nowhere.
+func selfSignedDir(s *tlsconf.Storage) string {
+	if s.Dir() == "" {
+		return ""
 	}
-	return tlsconf.LoadFiles(cfg.Path(c.Cert), cfg.Path(c.Key), names)
+	return filepath.Join(s.Dir(), "self-signed")
 }
 
 // buildAnswer makes the Autodiscover handler and opens the mailboxes.
