@@ -38,6 +38,7 @@ type frontDoor struct {
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 	sockets proxy.Sockets
 	lab     bool
+	keyLog  io.Writer // nil, but in the lab
 	closers []io.Closer
 	acme    acmeClients
 	// renewCheck is how often it is looked whether a certificate from an issuer is due; 0 is the usual.
@@ -63,13 +64,16 @@ type frontDoorOptions struct {
 	RenewCheck time.Duration
 	// Lab: plain passwords in a mailboxes file are nothing to warn of.
 	Lab bool
+	// KeyLog takes the secrets of all TLS sessions, towards clients and servers, for
+	// programs that read recorded traffic; nil: nobody gets them.
+	KeyLog io.Writer
 }
 
 // newFrontDoor makes a front door; nothing listens yet. What is broken about one
 // host's certificate takes that host down alone; what makes an answer unsafe (a
 // mailboxes file or a CA file that cannot be read) is an error.
 func newFrontDoor(cfg *config.Config, log zerolog.Logger, o frontDoorOptions) (*frontDoor, error) {
-	f := &frontDoor{cfg: cfg, log: log, dial: o.Dial, lab: o.Lab, logins: throttle.New(loginLimits(cfg), time.Now), mail: map[string][]string{}}
+	f := &frontDoor{cfg: cfg, log: log, dial: o.Dial, lab: o.Lab, keyLog: o.KeyLog, logins: throttle.New(loginLimits(cfg), time.Now), mail: map[string][]string{}}
 	f.acme, f.renewCheck = acmeClients{}, o.RenewCheck
 	f.sockets = proxy.Sockets{KeepAlive: cfg.Limits.TCPKeepalive, UserTimeout: cfg.Limits.TCPUserTimeout}
 	if f.dial == nil {
@@ -275,6 +279,7 @@ func (f *frontDoor) hostTLS(cfg *config.Config, name string, h *proxy.Host, src 
 	if err := tlsconf.AskClients(h.TLS, tlsconf.ClientAuth(hc.ClientAuth), cas); err != nil {
 		return cas, fmt.Errorf("host %s: %w", name, err)
 	}
+	h.TLS.KeyLogWriter = f.keyLog
 	h.ClientCertificateHeaders = hc.ClientCertificateHeaders
 	if leaf := src.Leaf(); tlsconf.Profile(hc.Profile) == tlsconf.Old && leaf != nil && leaf.PublicKeyAlgorithm != x509.RSA {
 		log.Warn().Stringer("key", leaf.PublicKeyAlgorithm).Msg("the profile old is for clients that need an RSA key in the certificate: those of before about 2010 cannot connect")
@@ -332,6 +337,7 @@ func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, o
 		if err != nil {
 			return nil, nil, fmt.Errorf("site %s: %w", name, err)
 		}
+		c.KeyLogWriter = f.keyLog
 		site.Backends = append(site.Backends, &proxy.Backend{Name: s.Host(), Address: s.Address(), Drain: s.Drain, TLS: c})
 	}
 	return site, opened, nil

@@ -47,6 +47,7 @@ Exit status: 0 every flow came out as the scenario says, 1 one did not.`,
 	}
 	cmd.Flags().BoolVar(&o.once, "once", false, "end after the table")
 	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "print the table alone, not the clients' steps")
+	cmd.Flags().StringVar(&o.keylog, "keylog", "", "append the secrets of all TLS sessions to this file, for Wireshark to read recorded traffic (the format of SSLKEYLOGFILE)")
 	cmd.Flags().BoolVarP(&o.verbose, "verbose", "v", false, "print the front door's log too")
 	return cmd
 }
@@ -54,6 +55,7 @@ Exit status: 0 every flow came out as the scenario says, 1 one did not.`,
 type labOptions struct {
 	name                 string
 	once, quiet, verbose bool
+	keylog               string
 }
 
 // labRow is a line of the result table.
@@ -82,7 +84,18 @@ func runLab(ctx context.Context, out, logTo io.Writer, scenario *lab.Scenario, o
 	if !report.OK() {
 		return notFine(fmt.Errorf("the scenario's front door config:\n%s", report.String()))
 	}
-	front, err := newFrontDoor(cfg, log, frontDoorOptions{Lab: true})
+	options := frontDoorOptions{Lab: true}
+	if o.keylog != "" {
+		// The lab alone has this: with it, whoever has the file and the traffic has the mail.
+		keys, kerr := os.OpenFile(o.keylog, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+		if kerr != nil {
+			return notFine(fmt.Errorf("--keylog: %w", kerr))
+		}
+		defer func() { err = errors.Join(err, keys.Close()) }()
+		options.KeyLog = keys
+		fmt.Fprintf(logTo, "KEY LOG: whoever reads %s can decrypt everything that goes through this lab's front door\n", o.keylog)
+	}
+	front, err := newFrontDoor(cfg, log, options)
 	if err != nil {
 		return notFine(err)
 	}

@@ -76,6 +76,7 @@ func (f *frontDoor) mailSite(cfg *config.Config, name, key string) (*proxy.Site,
 			if b.TLS, err = tlsconf.BackendConfig(o); err != nil {
 				return nil, err
 			}
+			b.TLS.KeyLogWriter = f.keyLog
 			b.TLS.NextProtos = nil // mail servers are known by their ports
 		}
 		site.Backends = append(site.Backends, b)
