@@ -1,6 +1,7 @@
 package autodgate_test
 
 import (
+	"crypto/tls"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -17,9 +18,10 @@ import (
 	"github.com/autodgate/autodgate/config"
 	"github.com/autodgate/autodgate/directory"
 	"github.com/autodgate/autodgate/proxy"
+	"github.com/autodgate/autodgate/tlsconf"
 )
 
-var update = flag.Bool("update", false, "rewrite docs/config.md")
+var update = flag.Bool("update", false, "rewrite docs/config.md and what is generated in docs/tls.md")
 
 // docs/config.md is what the program prints.
 func TestReferenceIsGenerated(t *testing.T) {
@@ -41,6 +43,76 @@ func read(t *testing.T, file string) string {
 		t.Fatal(err)
 	}
 	return string(text)
+}
+
+// The table of profiles in docs/tls.md is what tlsconf has.
+func TestProfilesAreDocumented(t *testing.T) {
+	const file, begin, end = "docs/tls.md", "<!-- generated from tlsconf: go test . -update -->\n", "<!-- end -->\n"
+	text := read(t, file)
+	before, rest, ok := strings.Cut(text, begin)
+	_, after, found := strings.Cut(rest, end)
+	if !ok || !found {
+		t.Fatalf("%s has no place for the table", file)
+	}
+	want := before + begin + "\n" + profileTable() + "\n" + end + after
+	if *update && text != want {
+		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		text = want
+	}
+	if text != want {
+		t.Errorf("the table in %s is not that of tlsconf; go test . -update rewrites it", file)
+	}
+}
+
+func profileTable() string {
+	var b strings.Builder
+	row := func(name string, cell func(tlsconf.Profile, tlsconf.Policy) string) {
+		b.WriteString("| " + name + " |")
+		for _, p := range tlsconf.Profiles() {
+			b.WriteString(" " + cell(p, p.Policy()) + " |")
+		}
+		b.WriteString("\n")
+	}
+	row("", func(p tlsconf.Profile, _ tlsconf.Policy) string { return "`" + string(p) + "`" })
+	row("---", func(tlsconf.Profile, tlsconf.Policy) string { return "---" })
+	row("Mozilla's guideline", func(_ tlsconf.Profile, pol tlsconf.Policy) string { return pol.Guideline })
+	row("versions", func(_ tlsconf.Profile, pol tlsconf.Policy) string {
+		var names []string
+		for v := pol.MinVersion; v <= tls.VersionTLS13; v++ {
+			names = append(names, tls.VersionName(v))
+		}
+		return strings.Join(names, ", ")
+	})
+	row("groups", func(_ tlsconf.Profile, pol tlsconf.Policy) string {
+		var names []string
+		for _, id := range pol.Curves {
+			names = append(names, strings.Replace(id.String(), "CurveP", "P-", 1))
+		}
+		return strings.Join(names, ", ")
+	})
+	suites := tlsconf.Old.Policy().Suites // which has all, in Mozilla's order
+	for _, s := range slices.Backward(tls.CipherSuites()) {
+		if s.SupportedVersions[0] == tls.VersionTLS13 {
+			suites = slices.Insert(suites, 0, s.ID)
+		}
+	}
+	for i, id := range suites {
+		row("`"+tls.CipherSuiteName(id)+"`", func(_ tlsconf.Profile, pol tlsconf.Policy) string {
+			if i < len(suites)-len(tlsconf.Old.Policy().Suites) || slices.Contains(pol.Suites, id) {
+				return "yes"
+			}
+			return ""
+		})
+	}
+	row("not in Go", func(_ tlsconf.Profile, pol tlsconf.Policy) string {
+		if len(pol.Missing) == 0 {
+			return ""
+		}
+		return "`" + strings.Join(pol.Missing, "`, `") + "`"
+	})
+	return b.String()
 }
 
 // documents are all pages that people read.
