@@ -233,6 +233,10 @@ func certificateHint(err error) string {
 		}
 		return " (set the site's trust: {ca: …} or server_name, or trust: {pin: [" + pin + "]} if that is the server's key; " +
 			"allow_internal_untrusted_certs: true gives up authentication)"
+	case errors.Is(err, context.DeadlineExceeded):
+		return " (the port is open, and nothing answers in TLS: a server that hangs, or another port?)"
+	case strings.Contains(text, "first record does not look like a TLS handshake"):
+		return " (something else than TLS answers: another port, or a server in clear?)"
 	case strings.Contains(text, "protocol version"): // the server's alert, or crypto/tls about its hello
 		return " (an old server? Set the site's tls: {min_version: \"1.0\"})"
 	case strings.Contains(text, "remote error: tls: handshake failure"):

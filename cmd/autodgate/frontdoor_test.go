@@ -262,8 +262,13 @@ domains:
 	if got := old.status(t, "POST", "/autodiscover/autodiscover.xml"); got != 200 {
 		t.Errorf("an old connection: %d", got)
 	}
+	write("  autodiscover.contoso.com: {") // no key is at fault, but the file
+	reloadFile(front, file)
 	if err := front.shutdown(t.Context()); err != nil {
 		t.Error(err)
+	}
+	if s := log.String(); strings.Contains(s, `"config":""`) {
+		t.Errorf("a fault of nobody: %s", s)
 	}
 	if s := log.String(); !strings.Contains(s, `"message":"reloaded`) || !strings.Contains(s, "is a URL, not a host name") || !strings.Contains(s, "reload failed: the old configuration stays in force") {
 		t.Errorf("log: %s", s)

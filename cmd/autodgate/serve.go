@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -176,7 +177,7 @@ func sameFile(a, b fs.FileInfo) bool {
 func reloadFile(f *frontDoor, file string) {
 	cfg, report, err := readConfig(file)
 	for _, p := range report.Errors() {
-		f.log.Error().Str("config", p.Path).Int("line", p.Line).Str("want", p.Want).Msg(p.Message)
+		f.log.Error().Str("config", cmp.Or(p.Path, file)).Int("line", p.Line).Str("want", p.Want).Msg(p.Message)
 	}
 	if err == nil {
 		logWarnings(f.log, report)

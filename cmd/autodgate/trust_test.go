@@ -10,6 +10,7 @@ import (
 	"io"
 	"log"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -135,6 +136,16 @@ sites:
 	})
 	trust = ", trust: {pin: [" + pin(certificate) + "]}"
 	f("RSA key exchange by default", noSuite.URL, trust, 502, "no cipher suite in common?")
+	// What is no TLS at all.
+	clear := httptest.NewServer(http.NotFoundHandler())
+	defer clear.Close()
+	f("a server in clear", strings.Replace(clear.URL, "http:", "https:", 1), "", 502, "something else than TLS answers")
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // connections are made by the kernel, and nobody accepts them
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	f("a server that hangs", "https://"+silent.Addr().String(), "}\nlimits: {connect_timeout: 100ms", 502, "nothing answers in TLS")
 	// the site's client certificate, for a server that requires one.
 	dir := t.TempDir()
 	certPEM, keyPEM, err := tlsconf.SelfSignedPEM("autodgate", "autodgate.contoso.local", nil, tlsconf.SelfSignedOptions{Key: tlsconf.ECDSAP256})
