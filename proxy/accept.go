@@ -57,7 +57,7 @@ func (s *Server) acceptLoop(ln net.Listener, name string, greets bool, handle fu
 				return nil
 			}
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			s.log.Error().Err(err).Str("listener", name).Dur("retry_in", pause).Msg("accept failed")
+			s.log.Error().Err(err).Str("listener", name).Dur("retry_ms", pause).Msg("accept failed")
 			select {
 			case <-time.After(pause):
 				continue

@@ -218,6 +218,7 @@ func (l *live) site(name string) []func(context.Context) findings {
 func (l *live) server(ctx context.Context, name string, s config.Server, b *proxy.Backend) (f findings) {
 	f = findings{where: "site " + name + ": server " + s.Address()}
 	sc := l.cfg.Sites[name]
+	unknown := false
 	if sc.Trust.Mode == "first_use" && b.TLS != nil {
 		// A look is no first use: it must not decide whom to trust from now on.
 		first := l.storage.FirstUse(name, s.Address(), zerolog.Nop())
@@ -227,7 +228,7 @@ func (l *live) server(ctx context.Context, name string, s config.Server, b *prox
 			return f
 		}
 		if !known {
-			b.TLS.VerifyConnection = nil
+			unknown, b.TLS.VerifyConnection = true, nil
 			defer func() {
 				f.add(doubt, "trust: first_use has remembered no key yet (%s): the next connection trusts what it is shown; compare that key with the server's own first", first.Place())
 			}()
@@ -246,6 +247,8 @@ func (l *live) server(ctx context.Context, name string, s config.Server, b *prox
 		switch {
 		case sc.AllowInternalUntrustedCerts:
 			how = "NOT AUTHENTICATED (allow_internal_untrusted_certs)"
+		case unknown:
+			how = "not remembered yet:"
 		case sc.Trust.Mode == "first_use", len(sc.Trust.Pin) > 0:
 			how = "pinned"
 		}

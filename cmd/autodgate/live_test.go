@@ -322,6 +322,7 @@ func TestLiveFirstUse(t *testing.T) {
 	w := liveFine(t)
 	text := "certificates: {storage: state}\n" + liveConfig + "    trust: first_use\n    exchange: 2019\n"
 	w.check(text, 0, 1, "warning: … first_use has remembered no key yet")
+	w.check(text, 0, 1, "fine: site hq: server cas01.contoso.local:443: … certificate not remembered yet: ")
 	dir := filepath.Join(w.dir, "state", "first-use")
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("the look has left something in %s: %v", dir, err)
