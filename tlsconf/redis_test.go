@@ -492,7 +492,7 @@ func TestRedisTLSAndPassword(t *testing.T) {
 	}
 	_, port, _ := net.SplitHostPort(ln.Addr().String())
 	ln.Close()
-	acl := writeFile(t, filepath.Join(dir, "acl"), []byte("user default off\nuser autodgate on >s3cret ~autodgate:* "+redisRights+"\n"))
+	acl := writeFile(t, filepath.Join(dir, "acl"), []byte("user default off\n"+redisUser(t, "s3cret")))
 	server := peer.Redis(t, "--bind", "127.0.0.1", "--tls-port", port, "--tls-auth-clients", "no", "--aclfile", acl,
 		"--tls-cert-file", writeFile(t, filepath.Join(dir, "redis.pem"), certPEM(leaf)), "--tls-key-file", writeFile(t, filepath.Join(dir, "redis.key"), keyPEM(t, leaf.key)))
 	pass := writeFile(t, filepath.Join(dir, "pass"), []byte("s3cret\nnot this line\n"))
@@ -530,8 +530,21 @@ func TestRedisTLSAndPassword(t *testing.T) {
 	}
 }
 
-// redisRights are those of docs/several-nodes.md.
-const redisRights = "-@all +@connection +@read +@write +@scripting +@transaction +time"
+// redisUser is the line of docs/several-nodes.md that makes the user in Redis.
+func redisUser(t *testing.T, password string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", "docs", "several-nodes.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "user autodgate on ") {
+			return strings.Replace(line, ">PASSWORD", ">"+password, 1)
+		}
+	}
+	t.Fatal("docs/several-nodes.md does not say what user Redis needs")
+	return ""
+}
 
 // Trust by first use on Redis: two nodes that see different keys at the same moment agree on one; Redis away, what was
 // trusted stays so and nothing new is; what is removed begins anew.
