@@ -28,6 +28,7 @@ type Namespace struct {
 	Redirect    string   // with redirect: the host that clients are sent to
 	Certificate string   // acme, autocert, self_signed, files; "" without one
 	Services    []string // what clients use it for: autodiscover, owa, ews, …, imap, pop3, submission
+	Passed      []string // those of Services that are passed through although the host is not
 }
 
 // MailDomain is a mail domain, and where its users' services are.
@@ -107,6 +108,9 @@ func (d Deployment) Needs() []Need {
 			n := need(name, place, r)
 			n.Host = ns.Host
 			n.Services = ns.Services
+			if len(ns.Passed) > 0 {
+				n.Reasons = append(n.Reasons, strings.Join(ns.Passed, " and ")+" are passed through, so that the mail servers need a certificate for it as well")
+			}
 			if first, _, _ := strings.Cut(n.Name, "."); first == "legacy" {
 				n.Reasons = append(n.Reasons, "mailboxes on older servers are sent there during coexistence")
 			}

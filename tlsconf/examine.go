@@ -3,7 +3,6 @@ package tlsconf
 import (
 	"bytes"
 	"context"
-	"crypto/dsa" //nolint:staticcheck // to tell whoever still has such a key
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -125,17 +124,22 @@ func (e *examination) add(r Reason, s Severity, do, format string, args ...any) 
 	e.found = append(e.found, Finding{r, s, fmt.Sprintf(format, args...), do})
 }
 
-// issuer looks for a way to a trusted root. The dates are a reason of their own, so that the way is looked for at other
-// times as well.
+// issuer looks for a way to a trusted root. The dates are a reason of their own, so that the certificate's do not count here,
+// and the way is looked for at other times as well.
 func (e *examination) issuer() {
 	intermediates := x509.NewCertPool()
 	for _, c := range e.chain[1:] {
 		intermediates.AddCert(c)
 	}
-	life := e.leaf.NotAfter.Sub(e.leaf.NotBefore)
+	leaf := *e.leaf
+	leaf.NotBefore, leaf.NotAfter = e.o.Now.Add(-time.Hour), e.o.Now.Add(time.Hour)
 	var err error
-	for _, at := range []time.Time{e.o.Now, e.leaf.NotAfter.Add(-time.Second), e.leaf.NotBefore.Add(life / 2), e.leaf.NotBefore.Add(time.Second)} {
-		chains, failed := e.leaf.Verify(x509.VerifyOptions{
+	for _, at := range []time.Time{e.o.Now, e.leaf.NotAfter.Add(-time.Second), e.leaf.NotBefore.Add(time.Second)} {
+		c := e.leaf
+		if at.Equal(e.o.Now) {
+			c = &leaf
+		}
+		chains, failed := c.Verify(x509.VerifyOptions{
 			Roots: e.o.Roots, Intermediates: intermediates, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 		})
 		if failed == nil {
@@ -208,8 +212,9 @@ func (e *examination) last() *x509.Certificate {
 	return c
 }
 
+// issuedBy lets a signature pass that is too weak to be verified: that is a finding of its own.
 func issuedBy(c, issuer *x509.Certificate) bool {
-	return bytes.Equal(c.RawIssuer, issuer.RawSubject) && c.CheckSignatureFrom(issuer) == nil
+	return bytes.Equal(c.RawIssuer, issuer.RawSubject) && (weakSignature(c.SignatureAlgorithm) || c.CheckSignatureFrom(issuer) == nil)
 }
 
 // revocation asks about every certificate but the root.
@@ -374,8 +379,8 @@ func (e *examination) keys() {
 			}
 		case ed25519.PublicKey:
 			e.add(ReasonKey, Failure, "have it issued for RSA with 2048 bits, or P-256", "%san Ed25519 key, which browsers and Windows do not accept", what)
-		case *dsa.PublicKey:
-			e.add(ReasonKey, Failure, "have it issued for RSA with 2048 bits, or P-256", "%sa DSA key, which no client of today accepts", what)
+		default:
+			e.add(ReasonKey, Failure, "have it issued for RSA with 2048 bits, or P-256", "%sa key of a kind that no client of today accepts (%s)", what, c.PublicKeyAlgorithm)
 		}
 	}
 }

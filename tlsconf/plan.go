@@ -11,13 +11,12 @@ import (
 
 // Plan is which names, DNS records and certificates a deployment needs.
 type Plan struct {
-	Models      []Model       `json:"models"` // the namespace models it follows
-	Names       []Need        `json:"names"`
-	Records     []Record      `json:"records"`
-	Recommended Option        `json:"recommended"` // the cheapest that covers the names without a prompt anywhere
-	Others      []Option      `json:"others"`
-	Limits      []ClientLimit `json:"limits"` // that matter with the recommended one
-	Hints       []string      `json:"hints"`  // on choosing who issues it
+	Models      []Model  `json:"models"` // the namespace models it follows
+	Names       []Need   `json:"names"`
+	Records     []Record `json:"records"`
+	Recommended Option   `json:"recommended"` // the cheapest that covers the names without a prompt anywhere
+	Others      []Option `json:"others"`
+	Hints       []string `json:"hints"` // on choosing who issues it
 }
 
 // Model is a namespace model of the documents.
@@ -53,9 +52,10 @@ type Record struct {
 
 // Option is a way to have the names certified.
 type Option struct {
-	Kind         string     `json:"kind"`
-	Certificates [][]string `json:"certificates"` // the names of each; the first one is the common name
-	Why          string     `json:"why"`
+	Kind         string        `json:"kind"`
+	Certificates [][]string    `json:"certificates,omitempty"` // the names of each; the first one is the common name
+	Why          string        `json:"why"`
+	Limits       []ClientLimit `json:"limits,omitempty"` // the clients that it does not suit
 }
 
 // The kinds of options.
@@ -104,13 +104,10 @@ func (d Deployment) Plan() Plan {
 			c.Mail = append(c.Mail, ns.Host)
 		}
 	}
-	for _, names := range p.Recommended.Certificates {
-		c.Names = names
-		for _, l := range c.Limits() {
-			if !slices.Contains(p.Limits, l) {
-				p.Limits = append(p.Limits, l)
-			}
-		}
+	p.Recommended.limits(c)
+	c.SelfSigned = false // the other ways are ways out of it
+	for i := range p.Others {
+		p.Others[i].limits(c)
 	}
 	for _, n := range p.Names {
 		if n.Place != Nowhere && n.Place != Elsewhere && internalName(n.Name) {
@@ -118,6 +115,31 @@ func (d Deployment) Plan() Plan {
 		}
 	}
 	return p
+}
+
+// limits adds the limits of clients that matter with an option.
+func (o *Option) limits(c Circumstances) {
+	c.PrivateCA = o.Kind == KindOwnCA
+	certificates := o.Certificates
+	if len(certificates) == 0 {
+		certificates, c.Principal, c.Mail = [][]string{nil}, "", nil
+	}
+	all := c
+	for _, c.Names = range certificates {
+		// A name that this one does not carry is none of its limits.
+		carries := func(name string) bool {
+			return slices.ContainsFunc(c.Names, func(n string) bool { return canonical(n) == canonical(name) || under(canonical(name), canonical(n)) })
+		}
+		c.Mail = slices.DeleteFunc(slices.Clone(all.Mail), func(n string) bool { return !carries(n) })
+		if c.Principal = all.Principal; !carries(c.Principal) {
+			c.Principal = ""
+		}
+		for _, l := range c.Limits() {
+			if !slices.Contains(o.Limits, l) {
+				o.Limits = append(o.Limits, l)
+			}
+		}
+	}
 }
 
 // internalName reports whether no public CA issues for a name (Baseline Requirements section 4.2.2).
@@ -208,11 +230,27 @@ func (d Deployment) models() []Model {
 // records are the DNS records that lead clients to the names.
 func (d Deployment) records(needs []Need) (out []Record) {
 	main := d.mainName(needs)
+	// near is the name that Autodiscover of a domain belongs to: where its services are, or at least one of the same owner.
+	near := func(name string) string {
+		domain := strings.TrimPrefix(name, autodiscoverPrefix)
+		for _, m := range d.Domains {
+			external := canonical(m.ExternalHost)
+			if canonical(m.Name) == domain && slices.ContainsFunc(needs, func(n Need) bool { return n.Name == external && n.Host != "" }) {
+				return external
+			}
+		}
+		for _, n := range d.published() {
+			if registrable(canonical(n.Host)) == registrable(name) {
+				return canonical(n.Host)
+			}
+		}
+		return main
+	}
 	const here = "the public address of the front door"
 	for _, n := range needs {
 		switch {
-		case n.Host != "" && rank(n.Name) == 2 && main != "" && main != n.Name:
-			out = append(out, Record{n.Name, "CNAME", main, "or A/AAAA with the same address; clients derive the name from the mail address"})
+		case n.Host != "" && rank(n.Name) == 2 && near(n.Name) != "" && near(n.Name) != n.Name:
+			out = append(out, Record{n.Name, "CNAME", near(n.Name), "or A/AAAA with the same address; clients derive the name from the mail address"})
 		case n.Host != "" && rank(n.Name) == 1:
 			out = append(out, Record{n.Name, "A/AAAA", here, "or that of the older servers, if they are published by themselves"})
 		case n.Host != "":
@@ -303,28 +341,30 @@ func (p *Plan) options(d Deployment) {
 			byACME = false
 		}
 	}
-	add := func(kind, why string, certificates ...[]string) { p.Others = append(p.Others, Option{kind, certificates, why}) }
+	add := func(kind, why string, certificates ...[]string) {
+		p.Others = append(p.Others, Option{Kind: kind, Certificates: certificates, Why: why})
+	}
 	r := &p.Recommended
 	switch {
 	case len(here) == 0:
-		*r = Option{KindNone, nil, "nothing is decrypted here: no certificate is needed on the front door"}
+		*r = Option{Kind: KindNone, Why: "nothing is decrypted here: no certificate is needed on the front door"}
 	case byACME:
-		*r = Option{KindACME, nil, "ordered and renewed by itself, one for each host, at no cost"}
+		*r = Option{Kind: KindACME, Why: "ordered and renewed by itself, one for each host, at no cost"}
 		for _, ns := range d.ordered() {
 			if names := hostNames(ns); ns.Certificate != "" {
 				r.Certificates = append(r.Certificates, names)
 			}
 		}
 	case len(here) == 1 && len(free) > 0:
-		*r = Option{KindSingleRedirect, groups, "one name is all that needs a certificate, which is the cheapest there is; Outlook asks its users once about the redirection from " + free[0]}
+		*r = Option{Kind: KindSingleRedirect, Certificates: groups, Why: "one name is all that needs a certificate, which is the cheapest there is; Outlook asks its users once about the redirection from " + free[0]}
 	case len(here) == 1 && srv:
-		*r = Option{KindSingleSRV, groups, "one name is all that needs a certificate, which is the cheapest there is; SCP and all internal URLs must have that name, and not every mobile client looks for SRV records"}
+		*r = Option{Kind: KindSingleSRV, Certificates: groups, Why: "one name is all that needs a certificate, which is the cheapest there is; SCP and all internal URLs must have that name, and not every mobile client looks for SRV records"}
 	case len(here) == 1:
-		*r = Option{KindSingle, groups, "one name is all that needs a certificate, which is the cheapest there is"}
+		*r = Option{Kind: KindSingle, Certificates: groups, Why: "one name is all that needs a certificate, which is the cheapest there is"}
 	case len(groups) > 1:
-		*r = Option{KindRegions, groups, "each region renews its own, and none needs the names of the others"}
+		*r = Option{Kind: KindRegions, Certificates: groups, Why: "each region renews its own, and none needs the names of the others"}
 	default:
-		*r = Option{KindSAN, groups, fmt.Sprintf("one certificate for all %d names: every client connects without a prompt", len(here))}
+		*r = Option{Kind: KindSAN, Certificates: groups, Why: fmt.Sprintf("one certificate for all %d names: every client connects without a prompt", len(here))}
 	}
 	if protected && len(here) > 0 {
 		r.Why += "; with Extended Protection the same certificate, exported with its key, is on the servers too"

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -44,6 +45,7 @@ type Revocations struct {
 	Client  *http.Client  // nil is one that follows no redirects to other schemes and has no cookies
 	Timeout time.Duration // of each request; 0 is 5 s
 	Lists   []FileCRL     // looked at beside what the certificate itself names
+	Offline bool          // only look at Lists and at what was stapled
 }
 
 // FileCRL is a certificate revocation list from a file.
@@ -70,14 +72,14 @@ func (r Revocations) Ask(ctx context.Context, c, issuer *x509.Certificate, stapl
 	for _, l := range r.Lists {
 		source := "CRL " + l.File
 		switch a, err := readCRL(l.List, c, issuer, now); {
-		case errors.Is(err, errOtherIssuer) && len(r.Lists) > 1: // the list of another CA of the chain
+		case errors.Is(err, errOtherIssuer) && (c.IsCA || len(r.Lists) > 1): // the list of another CA of the chain
 		case err != nil:
 			fail(source, err)
 		case a.Status == Revoked:
 			a.Source = source
 			return a
 		default:
-			a.Source, good = source, a
+			good = Revocation{Status: a.Status, Source: source}
 		}
 	}
 	if len(stapled) > 0 {
@@ -91,6 +93,9 @@ func (r Revocations) Ask(ctx context.Context, c, issuer *x509.Certificate, stapl
 	}
 	if good.Status != "" {
 		return good
+	}
+	if r.Offline && len(c.OCSPServer)+len(c.CRLDistributionPoints) > 0 {
+		return Revocation{Status: RevocationUnknown, Causes: append(causes, "nobody was asked")}
 	}
 	ask := func(kind string, addresses []string, one func(context.Context, string) (Revocation, error)) (Revocation, bool) {
 		for _, address := range addresses {
@@ -260,9 +265,18 @@ func ParseCRL(data []byte) (*x509.RevocationList, error) {
 
 // LoadCRL reads a certificate revocation list from a file, DER or PEM. The error is one line that names the file.
 func LoadCRL(file string) (FileCRL, error) {
-	data, err := readFile("CRL", file)
+	info, err := os.Stat(file)
+	switch {
+	case err != nil:
+		return FileCRL{}, fmt.Errorf("CRL %s cannot be read: %w", file, bare(err))
+	case info.IsDir():
+		return FileCRL{}, fmt.Errorf("CRL %s is a directory, a file is needed", file)
+	case info.Size() > maxCRL:
+		return FileCRL{}, fmt.Errorf("CRL %s is larger than %d MiB", file, maxCRL>>20)
+	}
+	data, err := os.ReadFile(file)
 	if err != nil {
-		return FileCRL{}, err
+		return FileCRL{}, fmt.Errorf("CRL %s cannot be read: %w", file, bare(err))
 	}
 	list, err := ParseCRL(data)
 	if err != nil {

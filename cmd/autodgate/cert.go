@@ -19,7 +19,7 @@ import (
 
 func newCert() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "cert", Short: "Make, request, install, look at and hand on certificates",
+		Use: "cert", Short: "Plan, make, request, install, check and hand on certificates",
 		Long: `The life of a certificate: made here (new) or requested from a CA (request), installed
 (import), looked at (list), handed on to another server or to devices (export).
 
@@ -38,6 +38,7 @@ used, 2 wrong usage, or a configuration that does not load.`,
 		newCertImport(),
 		newCertList(),
 		newCertExport(),
+		newCertPlan(), newCertCheck(),
 	)
 	return cmd
 }
