@@ -75,7 +75,7 @@ func printDirectories(out io.Writer, cfg *config.Config) error {
 				fmt.Fprintf(w, "  %s\t%s\tdeny: 404\n", d.Name, paths)
 				continue
 			}
-			access, methods := "publish", "all but TRACE, CONNECT"
+			access, methods := "publish", "all but TRACE and CONNECT"
 			if d.Access == proxy.Internal {
 				access = "internal"
 			}
@@ -83,10 +83,10 @@ func printDirectories(out io.Writer, cfg *config.Config) error {
 				methods = strings.Join(d.Methods, " ")
 			}
 			if d.Upgrade {
-				methods += ", upgrade"
+				methods += "; upgrade"
 			}
 			if d.BasicOnly {
-				methods += ", basic_only"
+				methods += "; basic_only"
 			}
 			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\t%s\t%s\n", d.Name, paths, access, minutes(d.RequestIdle), minutes(d.ResponseIdle), config.Size(d.MaxBody), methods)
 		}

@@ -4,6 +4,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -146,5 +148,40 @@ func TestFailedLoginsWithCurl(t *testing.T) {
 	lee, password := account("lee@contoso.com")
 	if got := status(ews, "--ntlm", lee, password, "-d", "x"); got == "401" || got == "429" {
 		t.Errorf("another user: %s", got)
+	}
+}
+
+// What a directory has beside its methods is not taken for one, nor for one that is
+// left out.
+func TestDirectoriesPrinted(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "front.yaml")
+	if err := os.WriteFile(file, []byte(`
+hosts:
+  mail.contoso.com:
+    certificate: self_signed
+    site: hq
+    virtual_directories: {ews: {basic_only: true}, ecp: deny, /wopi: {access: publish, upgrade: true}}
+sites:
+  hq: {servers: ["https://cas01.contoso.local"]}
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, report, err := config.Load(file)
+	if err != nil || !report.OK() {
+		t.Fatal(report, err)
+	}
+	var out strings.Builder
+	if err := printDirectories(&out, cfg); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(out.String(), "\n")
+	for _, want := range []string{
+		"ews /ews publish 5m 31m none GET HEAD POST OPTIONS; basic_only",
+		"/wopi /wopi publish 5m 10m none all but TRACE and CONNECT; upgrade",
+		"ecp /ecp deny: 404",
+	} {
+		if !slices.ContainsFunc(lines, func(line string) bool { return strings.Join(strings.Fields(line), " ") == want }) {
+			t.Errorf("no line %q in\n%s", want, out.String())
+		}
 	}
 }
