@@ -436,6 +436,21 @@ func TestVersionsPerHost(t *testing.T) {
 	}
 }
 
+// While there are no CAs to hold certificates against, the host is refused, and the log
+// does not blame the certificate of the host.
+func TestNoClientCAs(t *testing.T) {
+	t.Parallel()
+	f := newFront(t, func(f *front, _ *Options, _ *Table) {
+		pool := f.asks(tls.RequireAndVerifyClientCert, newIssuer(t, "ca", nil))
+		pool.Store(nil)
+		f.mail.Ready = func() bool { return pool.Load() != nil }
+	}, newRecorder(t, echo).backend())
+	if _, _, err := f.ask(f.as(nil)); err == nil || !strings.Contains(err.Error(), "unrecognized name") {
+		t.Error(err)
+	}
+	f.waitForLog("client_ca has not been read")
+}
+
 // Mail protocols ask for certificates as the host does, and follow its CAs.
 func TestMailClientCertificates(t *testing.T) {
 	t.Parallel()

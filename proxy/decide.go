@@ -37,7 +37,7 @@ func decide(t *Table, listener string, h hello) decision {
 		// Before the question of a certificate: this is how the first one is had.
 		return decision{verdict: validate, host: host}
 	case !host.certified():
-		return decision{verdict: refuseTLSName, host: host, refusal: host.Refuse, why: "no certificate for this name"}
+		return decision{verdict: refuseTLSName, host: host, refusal: host.Refuse, why: host.lacks()}
 	}
 	return decision{verdict: terminate, host: host}
 }
@@ -66,7 +66,7 @@ func decideMail(t *Table, listener string, p MailProtocol, h hello) decision {
 	case m.Mode == Passthrough:
 		return decision{verdict: passOn, host: host, mail: m}
 	case m.TLS == nil || !host.certified():
-		return decision{verdict: refuseTLSName, host: host, why: "no certificate for this name"}
+		return decision{verdict: refuseTLSName, host: host, why: host.lacks()}
 	}
 	return decision{verdict: terminate, host: host, mail: m}
 }

@@ -115,6 +115,14 @@ type Host struct {
 // certified tells whether connections for the host can be terminated.
 func (h *Host) certified() bool { return h.TLS != nil && (h.Ready == nil || h.Ready()) }
 
+// lacks says why a host is not certified.
+func (h *Host) lacks() string {
+	if h.ClientCAs != nil && h.ClientCAs() == nil {
+		return "no CAs to hold client certificates against: client_ca has not been read"
+	}
+	return "no certificate for this name"
+}
+
 // Site is a set of interchangeable backends. Like the rest of the table it does not
 // change; what is learned about it is in its state, which a reload keeps.
 type Site struct {

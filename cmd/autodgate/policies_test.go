@@ -490,6 +490,49 @@ sites:
 	check("mail.contoso.com", stranger, true, "")
 }
 
+// check names a file of client CAs that cannot be used; a host with the profile old that
+// shows a key which old clients cannot use is warned about.
+func TestPoliciesAreChecked(t *testing.T) {
+	files := pemFiles{t, t.TempDir()}
+	files.issue("mail", nil, false, isServer("mail.contoso.com", "owa.contoso.com"))
+	text := `
+listen: {https: ["127.0.0.1:0"], http: [], admin: []}
+hosts:
+  mail.contoso.com: {certificate: {cert: mail.pem, key: mail.key}, tls: {client_auth: require, client_ca: mail.key}, site: hq}
+  owa.contoso.com: {certificate: {cert: mail.pem, key: mail.key}, tls: {profile: old}, site: hq}
+sites:
+  hq: {servers: ["https://cas01.contoso.local"]}
+`
+	if err := os.WriteFile(files.path("front.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, said bytes.Buffer
+	status := run([]string{"check", "--config", files.path("front.yaml")}, &out, &said)
+	for _, want := range []string{"THE TLS OF owa.contoso.com IS NOT SAFE", "error: host mail.contoso.com: client_ca: CA file " + files.path("mail.key") + ": "} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("check does not say %q:\n%s", want, &out)
+		}
+	}
+	if status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	cfg, report := config.Parse(files.path("front.yaml"), []byte(text))
+	if !report.OK() {
+		t.Fatal(report.String())
+	}
+	log := &syncBuffer{}
+	front, err := newFrontDoor(cfg, zerolog.New(log), frontDoorOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { front.shutdown(context.Background()) })
+	for _, want := range []string{`"host":"owa.contoso.com","key":"ECDSA"`, "need an RSA key", "no CAs of client certificates"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log lacks %q:\n%s", want, log)
+		}
+	}
+}
+
 // The lab's key log has the sessions of both sides, in lines that Wireshark reads, in a
 // file of the user's own; who asks for it is told what it means.
 func TestLabKeyLog(t *testing.T) {
