@@ -359,7 +359,7 @@ type Affinity struct {
 
 // Health is how the servers of a site are looked after.
 type Health struct {
-	// `off`.
+	// `off`: nobody looks after the servers but the clients' own connections.
 	Mode string `form:"scalar" enum:"off"`
 	// The time between two looks at a server.
 	Interval time.Duration `yaml:"interval" default:"10s"`
