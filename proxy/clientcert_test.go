@@ -433,6 +433,12 @@ func TestVersionsPerHost(t *testing.T) {
 			}
 		}
 		f.waitForLog("has only versions older than the host's TLS profile takes")
+		suites := []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA} // the front door's key is for ECDSA
+		if c, err := tls.Dial("tcp", f.https, &tls.Config{RootCAs: f.roots, ServerName: "mail.contoso.com", MaxVersion: tls.VersionTLS12, CipherSuites: suites}); err == nil {
+			t.Error("RSA key exchange with an ECDSA key")
+			c.Close()
+		}
+		f.waitForLog("Windows XP the profile old and an RSA key")
 	}
 }
 

@@ -84,7 +84,8 @@ func handshakeHint(err error, h hello) string {
 	case strings.Contains(err.Error(), "client offered only unsupported versions"):
 		return " (the client has only versions older than the host's TLS profile takes: see hosts.HOST.tls.profile)"
 	case strings.Contains(err.Error(), "no cipher suite supported by both"):
-		return " (the client has only suites that the host's TLS profile does not take, or that do not go with the key of the certificate; old clients need RSA)"
+		return " (the client has only suites that the host's TLS profile does not take, or that do not go with the key of the certificate: " +
+			"Windows 7 to 8.1 needs the profile old or an ECDSA key, Windows XP the profile old and an RSA key)"
 	case strings.Contains(err.Error(), "unknown certificate"), strings.Contains(err.Error(), "bad certificate"):
 		return " (the client does not trust the certificate)"
 	case strings.Contains(err.Error(), "expired certificate"):
