@@ -7,7 +7,7 @@
 // never stops serving a good one because a newer one is broken:
 //
 //	files       PEM chain and key, watched for changes      NewFiles
-//	self-signed what Exchange set-up makes, renewed         NewSelfSigned
+//	self-signed what Exchange set-up makes, renewed         NewSelfSigned, NewSharedSelfSigned
 //
 // What must outlive the process, and what several nodes share, is in a [Storage]: a directory, or [Redis]. With the latter
 // [Tickets] lets a client resume its session on any node.

@@ -433,6 +433,8 @@ func (f *frontDoor) certificate(cfg *config.Config, name string, h *config.Host)
 		return tlsconf.NewFiles(cfg.Path(c.Cert), cfg.Path(c.Key), tlsconf.FilesOptions{Names: names, Log: log, Wait: true})
 	case c.PFX != "":
 		return tlsconf.NewPFX(cfg.Path(c.PFX), cfg.Path(c.PasswordFile), tlsconf.FilesOptions{Names: names, Log: log, Wait: true})
+	case c.Source == "self_signed" && f.storage.Redis() != nil:
+		return tlsconf.NewSharedSelfSigned(f.storage.Redis(), shortName(name), name, h.Aliases, tlsconf.SelfSignedOptions{Log: log})
 	case c.Source == "self_signed":
 		return tlsconf.NewSelfSigned(shortName(name), name, h.Aliases, tlsconf.SelfSignedOptions{Dir: selfSignedDir(f.storage), Log: log})
 	}
