@@ -41,16 +41,35 @@ func NewSharedSelfSigned(r *Redis, shortName, fqdn string, extra []string, o Sel
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256([]byte(strings.Join(names, " ") + " " + string(o.keyType())))
-	s := &SharedSelfSigned{
-		redis: r, name: fmt.Sprintf("self-signed/%s/%x", names[min(1, len(names)-1)], sum[:8]),
-		names: names, o: o, log: o.Log.With().Strs("names", names).Logger(),
-	}
+	s := &SharedSelfSigned{redis: r, name: sharedSelfSignedName(names, o.keyType()), names: names, o: o, log: o.Log.With().Strs("names", names).Logger()}
 	if err := s.look(); s.Leaf() == nil {
 		return nil, err
 	}
 	s.worker.start(sharedPoll, func() { _ = s.look() })
 	return s, nil
+}
+
+// sharedSelfSignedName is where the certificate for these names is.
+func sharedSelfSignedName(names []string, key KeyType) string {
+	sum := sha256.Sum256([]byte(strings.Join(names, " ") + " " + string(key)))
+	return fmt.Sprintf("self-signed/%s/%x", names[min(1, len(names)-1)], sum[:8])
+}
+
+// StoredSelfSigned reads the certificate that the nodes show, with a key of the usual type. where says where it is; the
+// error is fs.ErrNotExist if it is not there.
+func StoredSelfSigned(ctx context.Context, r *Redis, shortName, fqdn string, extra []string) (pair *Pair, where string, err error) {
+	names, err := selfSignedNames(shortName, fqdn, extra)
+	if err != nil {
+		return nil, "", err
+	}
+	name := sharedSelfSignedName(names, SelfSignedOptions{}.keyType())
+	where = "key " + r.shared(name) + " in " + r.String()
+	text, err := r.Agree(ctx, name, nil, 0)
+	if err != nil {
+		return nil, where, err
+	}
+	pair, err = readPair(text, text)
+	return pair, where, err
 }
 
 // GetCertificate implements [Source].

@@ -2,6 +2,9 @@ package tlsconf
 
 import (
 	"crypto/x509"
+	"errors"
+	"io/fs"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -51,6 +54,17 @@ func TestSharedSelfSigned(t *testing.T) {
 	other := start([]string{"owa.contoso.com"}, SelfSignedOptions{})
 	if !Covers(other.Leaf(), "owa.contoso.com") || other.Leaf().Equal(first) {
 		t.Error("other names have the same certificate")
+	}
+	usual, err := NewSharedSelfSigned(nodes[0].redis, "www", "www.contoso.com", nil, SelfSignedOptions{Log: zerolog.Nop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer usual.Close()
+	if pair, where, err := StoredSelfSigned(t.Context(), nodes[1].redis, "www", "www.contoso.com", nil); err != nil || !pair.Chain[0].Equal(usual.Leaf()) || !strings.Contains(where, "self-signed/www.contoso.com/") {
+		t.Errorf("%v %s %v", pair, where, err)
+	}
+	if _, _, err := StoredSelfSigned(t.Context(), nodes[1].redis, "nobody", "nobody.contoso.com", nil); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
 	}
 	server.Stop()
 	for _, n := range nodes {

@@ -47,6 +47,10 @@ func loadStored(ctx context.Context, storage certmagic.Storage, base string) (*P
 	if err != nil {
 		return nil, err
 	}
+	return readPair(certPEM, keyPEM)
+}
+
+func readPair(certPEM, keyPEM []byte) (*Pair, error) {
 	certs, err := parseCertificates(certPEM)
 	if err != nil {
 		return nil, err

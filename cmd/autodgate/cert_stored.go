@@ -60,6 +60,11 @@ func storedPair(ctx context.Context, cfg *config.Config, name string) (pair *tls
 		if errors.Is(err, fs.ErrNotExist) {
 			err = errNoneYet
 		}
+	case c.Source == "self_signed" && storage.Redis() != nil:
+		pair, where, err = tlsconf.StoredSelfSigned(ctx, storage.Redis(), shortName(name), name, cfg.Hosts[name].Aliases)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = errNoneYet
+		}
 	case storage.Dir() == "":
 		err = fmt.Errorf("certificate: %s is kept by the running front door alone: its storage is no directory", c.Source)
 	case c.Source == "self_signed":

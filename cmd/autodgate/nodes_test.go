@@ -305,3 +305,54 @@ func TestReloadStorage(t *testing.T) {
 		t.Error("the old storage is still open")
 	}
 }
+
+// Two nodes, of which only the first is where the issuer's validations go: one account, one order, and both serve its
+// certificate. The second orders, in the first case by chance, in the others because the first is never asked for a certificate.
+func TestNodesACME(t *testing.T) {
+	for name, first := range map[string]string{
+		"both order":  "{DIRECTORY}",
+		"http-01":     "{DIRECTORY, challenges: [http-01], on_demand: true}",
+		"tls-alpn-01": "{DIRECTORY, challenges: [tls-alpn-01], on_demand: true}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newACMEWorld(t, pebbleOptions{})
+			redis := peer.Redis(t)
+			listen := func(ports, acme string) string {
+				t.Helper()
+				cfg := w.config(ports, acme, "  mail.contoso.com: {certificate: acme, answer: true}\n")
+				cfg.Certificates.Storage = redis.URL()
+				front, err := newFrontDoor(cfg, zerolog.New(w.log), frontDoorOptions{RenewCheck: 100 * time.Millisecond})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := front.listen(); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+					defer cancel()
+					_ = front.shutdown(ctx)
+				})
+				return front.https[0]
+			}
+			const otherPorts = `{https: ["127.0.0.1:0"], http: ["127.0.0.1:0"], admin: []}`
+			one := listen(bothPorts, first)
+			w.https = listen(otherPorts, strings.ReplaceAll(first, ", on_demand: true", ""))
+			leaf := w.issued("mail.contoso.com", nil)
+			w.https = one
+			if other := w.issued("mail.contoso.com", nil); !other.Equal(leaf) {
+				t.Error("the nodes have different certificates")
+			}
+			w.https = listen(otherPorts, "{DIRECTORY}")
+			if other, err := w.shown("mail.contoso.com"); err != nil || !other.Equal(leaf) {
+				t.Errorf("a node that comes later: %v", err)
+			}
+			if orders, accounts := w.pebble.orders(), w.pebble.accounts(); orders != 1 || accounts != 1 {
+				t.Errorf("%d orders, %d accounts", orders, accounts)
+			}
+			if strings.Contains(w.log.String(), "PRIVATE KEY") {
+				t.Error("what has no place in the log")
+			}
+		})
+	}
+}
