@@ -168,7 +168,7 @@ func (e *examination) issuer() {
 		e.add(ReasonIssuer, Failure, "get one from a CA that clients trust, or publish this one to every client (group policy, Trusted People; for devices as DER)",
 			"self-signed: nobody but itself vouches for it")
 	case selfIssued(last):
-		e.add(ReasonIssuer, Failure, "install that CA's certificate on every client (here: --ca FILE), or get a certificate from a public CA",
+		e.add(ReasonIssuer, Failure, "install that CA's certificate on every client, or get a certificate from a public CA",
 			"the CA %q is not trusted here", displayName(last))
 	default:
 		// incomplete, or of a CA whose root is not known.
@@ -179,11 +179,11 @@ func (e *examination) issuer() {
 		what := "the certificate of its issuer %q is not sent along%s, and no CA of that name is trusted here"
 		if last != e.leaf {
 			what = "the chain ends at %q: the certificate of the issuer %q is not sent along" + from + ", and no CA of that name is trusted here"
-			e.add(ReasonIssuer, Failure, "put the missing intermediate certificates into the file after the certificate; for a private CA, install its root on every client (here: --ca FILE)",
+			e.add(ReasonIssuer, Failure, "put the missing intermediate certificates into the file after the certificate; for a private CA, install its root on every client",
 				what, displayName(last), issuerName(last))
 			return
 		}
-		e.add(ReasonIssuer, Failure, "put the intermediate certificates into the file after the certificate; for a private CA, install its root on every client (here: --ca FILE)",
+		e.add(ReasonIssuer, Failure, "put the intermediate certificates into the file after the certificate; for a private CA, install its root on every client",
 			what, issuerName(last), from)
 	}
 }

@@ -20,8 +20,9 @@ import (
 func newCert() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "cert", Short: "Plan, make, request, install, check and hand on certificates",
-		Long: `The life of a certificate: made here (new) or requested from a CA (request), installed
-(import), looked at (list), handed on to another server or to devices (export).
+		Long: `The life of a certificate: which names it needs (plan), made here (new) or requested
+from a CA (request), installed (import), looked at (list), checked as clients check it
+(check), handed on to another server or to devices (export).
 
 Keys are written for their owner alone (0600). What is there is not overwritten
 without --force. Passwords come from a file or are asked for, never from the

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,7 +55,7 @@ Exit status: 0 all is fine, 1 a file or what --live looks at is not, 2 the confi
 			}
 			if live {
 				p, w := checkLive(cmd.Context(), out, cfg, liveOptions{
-					Dial: (&net.Dialer{}).DialContext, Lookup: net.DefaultResolver.LookupHost, Timeout: timeout,
+					Dial: (&net.Dialer{}).DialContext, Lookup: net.DefaultResolver.LookupHost, LookupSRV: lookupSRV, Timeout: timeout,
 				})
 				problems, warnings = problems+p, warnings+w
 				if problems > 0 {
@@ -110,12 +113,14 @@ func checkFiles(w io.Writer, cfg *config.Config, doubts bool) (problems, warning
 		if h.Certificate == nil || h.Certificate.Source != "" {
 			continue
 		}
-		_, found, err := loadCertificate(cfg, h.Certificate, append([]string{name}, h.Aliases...))
+		cert, found, err := loadCertificate(cfg, h.Certificate, append([]string{name}, h.Aliases...))
 		if err != nil {
 			fail("host %s: %v", name, err)
 		}
 		if !doubts {
 			found = nil
+		} else if err == nil {
+			found = append(found, refusals(cert, found)...)
 		}
 		for _, text := range found {
 			warnings++
@@ -142,4 +147,27 @@ func checkFiles(w io.Writer, cfg *config.Config, doubts bool) (problems, warning
 		}
 	}
 	return problems, warnings
+}
+
+// refusals is why clients may refuse a certificate, beside what loading it has found already. Nobody is asked about
+// revocation; --live does that.
+func refusals(cert *tls.Certificate, known []string) (out []string) {
+	for _, f := range tlsconf.Examine(context.Background(), parsedChain(cert), tlsconf.ExamineOptions{}) {
+		switch f.Reason {
+		case tlsconf.ReasonName: // loading has held it against the names
+			continue
+		case tlsconf.ReasonExpiry:
+			if time.Now().After(cert.Leaf.NotAfter) || time.Now().Before(cert.Leaf.NotBefore) {
+				continue // likewise
+			}
+		case tlsconf.ReasonIssuer:
+			if slices.ContainsFunc(known, func(text string) bool { return strings.Contains(text, "issuer") }) {
+				continue
+			}
+		}
+		if f.Severity != tlsconf.Fine {
+			out = append(out, "the certificate: "+f.String())
+		}
+	}
+	return out
 }

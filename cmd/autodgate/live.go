@@ -27,14 +27,13 @@ import (
 
 // liveOptions are with what check --live looks.
 type liveOptions struct {
-	Dial    func(ctx context.Context, network, address string) (net.Conn, error) // to servers inside and outside
-	Lookup  func(ctx context.Context, host string) ([]string, error)             // addresses of a public name
-	Roots   *x509.CertPool                                                       // what certificates outside are held against; nil: the system's
-	Timeout time.Duration                                                        // of everything together
+	Dial   func(ctx context.Context, network, address string) (net.Conn, error) // to servers inside and outside
+	Lookup func(ctx context.Context, host string) ([]string, error)             // addresses of a public name
+	// LookupSRV returns the target of an SRV record and its port; nil: nobody is asked.
+	LookupSRV func(ctx context.Context, name string) (string, error)
+	Roots     *x509.CertPool // what certificates outside are held against; nil: the system's
+	Timeout   time.Duration  // of everything together
 }
-
-// expirySoon is how long before its end a certificate is worth a warning.
-const expirySoon = 14 * 24 * time.Hour
 
 // severity is how bad a finding is.
 type severity string
@@ -94,6 +93,7 @@ func checkLive(ctx context.Context, w io.Writer, cfg *config.Config, o liveOptio
 			jobs = append(jobs, func(ctx context.Context) findings { return l.dns(ctx, n) })
 		}
 	}
+	jobs = append(jobs, l.autodiscover()...)
 	for _, name := range cfg.SiteNames() {
 		jobs = append(jobs, l.site(name)...)
 	}
@@ -165,17 +165,89 @@ func (l *live) certificate(name string) []func(context.Context) findings {
 		f.add(failure, "the certificate is not for %s; get one with every name of the host", strings.Join(uncovered, ", "))
 	}
 	if valid && len(uncovered) == 0 {
-		for _, text := range doubts { // of the chain
-			f.add(doubt, "%s", text)
+		for _, text := range doubts { // of the chain; where it ends is looked at below, with the CAs of clients
+			if !strings.HasPrefix(text, "the chain ends at") {
+				f.add(doubt, "%s", text)
+			}
 		}
 	}
-	if left := leaf.NotAfter.Sub(l.now); left > 0 && left < expirySoon {
+	if left := leaf.NotAfter.Sub(l.now); left > 0 && left < tlsconf.ExpirySoon(leaf) {
 		f.add(doubt, "the certificate expires on %s; renew it, on the servers too where Extended Protection is on", leaf.NotAfter.UTC().Format(time.DateOnly))
 	}
 	if len(f.list) == 0 {
 		f.add(fine, "certificate %s, until %s", proxy.DescribeCertificate(leaf), leaf.NotAfter.UTC().Format(time.DateOnly))
 	}
-	return []func(context.Context) findings{func(context.Context) findings { return f }}
+	chain := parsedChain(cert)
+	return []func(context.Context) findings{func(ctx context.Context) findings {
+		for _, found := range tlsconf.Examine(ctx, chain, tlsconf.ExamineOptions{
+			Names: names, Roots: l.o.Roots, Now: l.now, Revocations: &tlsconf.Revocations{Timeout: l.timeout},
+		}) {
+			switch found.Reason {
+			case tlsconf.ReasonExpiry, tlsconf.ReasonName: // said above
+				continue
+			case tlsconf.ReasonIssuer:
+				if found.Severity == tlsconf.Failure { // clients may know a CA that this machine does not
+					found.Severity = tlsconf.Warning
+				}
+			}
+			if found.Severity != tlsconf.Fine || found.Reason == tlsconf.ReasonRevocation {
+				f.add(severity(found.Severity), "the certificate: %s", found)
+			}
+		}
+		return f
+	}}
+}
+
+// parsedChain is a certificate with what is sent along.
+func parsedChain(cert *tls.Certificate) []*x509.Certificate {
+	chain := []*x509.Certificate{cert.Leaf}
+	for _, der := range cert.Certificate[1:] {
+		if c, err := x509.ParseCertificate(der); err == nil { // it was parsed when it was loaded
+			chain = append(chain, c)
+		}
+	}
+	return chain
+}
+
+// autodiscover looks for the way to Autodiscover of the mail domains that no host has the name for.
+func (l *live) autodiscover() (jobs []func(context.Context) findings) {
+	for _, n := range deployment(l.cfg).Needs() {
+		domain, ok := strings.CutPrefix(n.Name, "autodiscover.")
+		if !ok || n.Host != "" || n.Place != tlsconf.Nowhere || l.o.LookupSRV == nil {
+			continue
+		}
+		jobs = append(jobs, func(ctx context.Context) findings {
+			f := findings{where: "domain " + domain}
+			if addresses, err := l.o.Lookup(ctx, n.Name); err == nil {
+				f.add(doubt, "%s leads to %s, and is no host here; clients stop there", n.Name, strings.Join(addresses, ", "))
+				return f
+			}
+			target, err := l.o.LookupSRV(ctx, "_autodiscover._tcp."+domain)
+			var de *net.DNSError
+			switch {
+			case errors.As(err, &de) && de.IsNotFound:
+				f.add(doubt, "clients find no Autodiscover: there is neither a host %s nor an SRV record _autodiscover._tcp.%s; add one of them (cert plan says what they need)", n.Name, domain)
+			case err != nil:
+				f.add(doubt, "DNS could not be asked for _autodiscover._tcp.%s: %v", domain, err)
+			default:
+				f.add(fine, "Autodiscover is found by SRV, at %s", target)
+			}
+			return f
+		})
+	}
+	return jobs
+}
+
+// lookupSRV returns the first server of an SRV record.
+func lookupSRV(ctx context.Context, name string) (string, error) {
+	_, records, err := net.DefaultResolver.LookupSRV(ctx, "", "", name)
+	switch {
+	case err != nil:
+		return "", err
+	case len(records) == 0:
+		return "", &net.DNSError{Err: "no such record", Name: name, IsNotFound: true}
+	}
+	return net.JoinHostPort(proxy.CanonicalName(records[0].Target), strconv.Itoa(int(records[0].Port))), nil
 }
 
 // dns looks for a public name. That it is not found may be meant, inside.
@@ -256,7 +328,7 @@ func (l *live) server(ctx context.Context, name string, s config.Server, b *prox
 		switch left := leaf.NotAfter.Sub(l.now); {
 		case left <= 0:
 			f.add(doubt, "the certificate expired on %s; renew it on the server", leaf.NotAfter.UTC().Format(time.DateOnly))
-		case left < expirySoon:
+		case left < tlsconf.ExpirySoon(leaf):
 			f.add(doubt, "the certificate expires on %s; renew it on the server, and here too where Extended Protection is on", leaf.NotAfter.UTC().Format(time.DateOnly))
 		}
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/autodgate/autodgate/config"
+	"github.com/autodgate/autodgate/internal/peer"
 	"github.com/autodgate/autodgate/proxy"
 	"github.com/autodgate/autodgate/tlsconf"
 )
@@ -38,6 +39,7 @@ type liveWorld struct {
 	dir     string
 	servers map[string]string // dialed address → listener's
 	dns     map[string][]string
+	srv     map[string]string
 	roots   *x509.CertPool
 
 	dialing, most atomic.Int32
@@ -56,7 +58,8 @@ func (w *liveWorld) certificate(name string, change func(*x509.Certificate), nam
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: names[0]}, DNSNames: names,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(90 * 24 * time.Hour), IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(90 * 24 * time.Hour), BasicConstraintsValid: true,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	if change != nil {
 		change(template)
@@ -68,6 +71,9 @@ func (w *liveWorld) certificate(name string, change func(*x509.Certificate), nam
 	leaf, err := x509.ParseCertificate(der)
 	if err != nil {
 		w.t.Fatal(err)
+	}
+	if name == "mail" {
+		w.roots.AddCert(leaf)
 	}
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -144,6 +150,12 @@ func (w *liveWorld) check(text string, problems, warnings int, lines ...string) 
 				return a, nil
 			}
 			return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+		},
+		LookupSRV: func(_ context.Context, name string) (string, error) {
+			if target, ok := w.srv[name]; ok {
+				return target, nil
+			}
+			return "", &net.DNSError{Err: "no such record", Name: name, IsNotFound: true}
 		},
 		Roots: w.roots, Timeout: time.Minute,
 	})
@@ -229,7 +241,9 @@ func TestLiveServers(t *testing.T) {
 	w.check(liveConfig+"    trust: {ca: mail.pem}\n    server_name: cas02.contoso.local\n", 1, 0, "error: site hq: … not cas02.contoso.local")
 	w.check(strings.ReplaceAll(liveConfig, "cas01", "cas09"), 1, 0, "error: site hq: server cas09.contoso.local:443: dial backend … nobody is at")
 	w.check(liveConfig+"    trust: {ca: mail.pem}\n    exchange: 2016\n", 0, 2, "warning: … Exchange 2019 (15.2.1544), and the site has exchange: 2016; set exchange: 2019")
-	w.serve("cas01.contoso.local:443", w.certificate("mail", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(48 * time.Hour) }, "mail.contoso.com", "cas01.contoso.local"), exchange("15.1.2507", "ews", "oab"))
+	w.serve("cas01.contoso.local:443", w.certificate("mail", func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = time.Now().AddDate(0, 0, -80), time.Now().Add(48*time.Hour)
+	}, "mail.contoso.com", "cas01.contoso.local"), exchange("15.1.2507", "ews", "oab"))
 	w.check(liveConfig+"    trust: {ca: mail.pem}\n    exchange: 2016\n", 0, 4,
 		"warning: host mail.contoso.com: the certificate expires on", "warning: site hq: … the certificate expires on",
 		"/ews/healthcheck.htm says 503", "/oab/healthcheck.htm says 503", "fine: … healthy: /owa, /ecp, /mapi, /rpc, /autodiscover, /microsoft-server-activesync")
@@ -238,7 +252,9 @@ func TestLiveServers(t *testing.T) {
 		t.Error("health pages were asked for")
 	}
 	// What the running front door takes for no health page is none here.
-	w.serve("cas01.contoso.local:443", w.certificate("mail", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(48 * time.Hour) }, "mail.contoso.com", "cas01.contoso.local"), func(rw http.ResponseWriter, r *http.Request) {
+	w.serve("cas01.contoso.local:443", w.certificate("mail", func(c *x509.Certificate) {
+		c.NotBefore, c.NotAfter = time.Now().AddDate(0, 0, -80), time.Now().Add(48*time.Hour)
+	}, "mail.contoso.com", "cas01.contoso.local"), func(rw http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/ews/") {
 			fmt.Fprint(rw, "200 ok")
 			return
@@ -291,11 +307,75 @@ func TestLiveHosts(t *testing.T) {
 	w.check(liveConfig+trust, 0, 1, "warning: host mail.contoso.com: DNS knows no address … A or AAAA record")
 }
 
+// What clients may dislike about a host's certificate, and whether it is revoked: certificates, list and responder are
+// OpenSSL's.
+func TestLiveCertificate(t *testing.T) {
+	t.Parallel()
+	w := liveFine(t)
+	ca := peer.NewCA(t)
+	var err error
+	if w.roots, err = tlsconf.LoadRoots(ca.Root); err != nil {
+		t.Fatal(err)
+	}
+	use := func(name string, l peer.Leaf) {
+		t.Helper()
+		l.Names = []string{"mail.contoso.com", "cas01.contoso.local"}
+		chain, err := os.ReadFile(ca.Issue(name, l))
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := os.ReadFile(ca.File(name + ".key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.file("mail.pem", string(chain))
+		w.file("mail.key", string(key))
+	}
+	text := "limits: {connect_timeout: 20s}\n" + strings.Replace(liveConfig, "  autodiscover.fabrikam.com: {redirect: mail.fabrikam.com}\n", "", 1) + "    trust: {ca: cas.pem}\n    exchange: 2016\n"
+	w.serve("cas01.contoso.local:443", w.certificate("cas", nil, "cas01.contoso.local"), exchange("15.1.2507"))
+	use("revoked", peer.Leaf{})
+	ca.Revoke("revoked", "superseded")
+	ca.Publish()
+	w.check(text, 1, 0, "error: host mail.contoso.com: the certificate: revocation: REVOKED on … (superseded), says CRL http")
+	use("good", peer.Leaf{})
+	w.check(text, 0, 0, "fine: host mail.contoso.com: the certificate: revocation: not revoked, says CRL http", "fine: host mail.contoso.com: certificate … until")
+	ca.Unpublish()
+	w.check(text, 0, 1, "warning: host mail.contoso.com: the certificate: revocation: unknown: OCSP … answers 503")
+	use("weak", peer.Leaf{Silent: true, Key: []string{"rsa:1024"}})
+	w.check(text, 1, 0, "error: host mail.contoso.com: the certificate: key: RSA with 1024 bits")
+	use("client", peer.Leaf{Silent: true, Extensions: "keyUsage = digitalSignature\nextendedKeyUsage = clientAuth\n"})
+	w.check(text, 1, 0, "error: host mail.contoso.com: the certificate: usage: not for servers")
+	use("unknown", peer.Leaf{Silent: true})
+	w.roots = x509.NewCertPool()
+	w.check(text, 0, 1, `warning: host mail.contoso.com: the certificate: issuer: the chain ends at "Contoso Issuing"`)
+}
+
+// The way to Autodiscover of a domain that no host has the name for.
+func TestLiveAutodiscover(t *testing.T) {
+	t.Parallel()
+	w := liveFine(t)
+	text := liveConfig + `    trust: {ca: mail.pem}
+    exchange: 2019
+domains:
+  adatum.com: {autodiscover: redirect, redirect_addr: "@contoso.com"}
+  contoso.com: {autodiscover: redirect, redirect_addr: "@fabrikam.com"}
+`
+	w.srv = map[string]string{"_autodiscover._tcp.adatum.com": "mail.contoso.com:443"}
+	w.check(text, 0, 0, "fine: domain adatum.com: Autodiscover is found by SRV, at mail.contoso.com:443")
+	w.srv = map[string]string{}
+	w.check(text, 0, 1, "warning: domain adatum.com: clients find no Autodiscover: there is neither a host autodiscover.adatum.com nor an SRV record _autodiscover._tcp.adatum.com")
+	w.dns["autodiscover.adatum.com"] = []string{"198.51.100.1"}
+	w.check(text, 0, 1, "warning: domain adatum.com: autodiscover.adatum.com leads to 198.51.100.1, and is no host here")
+}
+
 // Servers outside are verified; allow_external_untrusted_certs makes it a warning.
 func TestLiveOutside(t *testing.T) {
 	t.Parallel()
 	w := liveFine(t)
-	w.roots = x509.NewCertPool()
+	var err error
+	if w.roots, err = tlsconf.LoadRoots(filepath.Join(w.dir, "mail.pem")); err != nil {
+		t.Fatal(err)
+	}
 	base := liveConfig + `    trust: {ca: mail.pem}
     exchange: 2019
     external_url: https://mail.branch.contoso.com
