@@ -144,6 +144,17 @@ func (s Server) Address() string {
 	return net.JoinHostPort(u.Hostname(), port)
 }
 
+// ServerLabel returns what a server of the site is called in logs: its host, and its port as well where that alone tells
+// two servers apart.
+func (s *Site) ServerLabel(server Server) string {
+	for _, other := range s.Servers {
+		if other.Host() == server.Host() && other.Address() != server.Address() {
+			return server.Address()
+		}
+	}
+	return server.Host()
+}
+
 // url parses what Parse has accepted.
 func (s Server) url() *url.URL {
 	u, err := url.Parse(s.URL)

@@ -107,6 +107,7 @@ const (
 	RuleTrustForm        Rule = "trust-form"
 	RuleTrustConflict    Rule = "trust-conflict"
 	RuleSiteTLS          Rule = "site-tls"
+	RuleSiteTLSOld       Rule = "site-tls-old"
 	RuleHostMapLoop      Rule = "host-map-loop"     // what a name is mapped to is mapped itself
 	RuleHostMapUnserved  Rule = "host-map-unserved" // what a name is mapped to is no host here
 	RuleMultiplexers     Rule = "multiplexers"      // trusted proxies of which it is not said

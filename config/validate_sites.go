@@ -114,6 +114,16 @@ func (v validator) siteTLS(p path, t SiteTLS) {
 	if t.MinVersion == "1.3" && len(t.Ciphers) > 0 {
 		v.fail(p.key("ciphers"), RuleSiteTLS, "one of the two", "ciphers chooses suites up to TLS 1.2, and min_version allows TLS 1.3 alone")
 	}
+	const want = "1.2 and the suites that go with it; or this, for servers that have nothing newer"
+	const danger = ": who stands in between may read what passes, so the network between here and the servers has to be trusted"
+	if (t.MinVersion == "1.0" || t.MinVersion == "1.1") && !v.bad(p.key("min_version")) {
+		v.warn(p.key("min_version"), RuleSiteTLSOld, want, "TLS %s, RSA key exchange and 3DES have known attacks"+danger, t.MinVersion)
+	}
+	for i, suite := range t.Ciphers {
+		if q := p.key("ciphers").index(i); !v.bad(q) && strings.Contains(suite, "_RC4_") {
+			v.warn(q, RuleSiteTLSOld, want, "RC4 is broken"+danger)
+		}
+	}
 }
 
 func (v validator) trust(p path, trust Trust, untrusted bool) {

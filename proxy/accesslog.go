@@ -169,7 +169,7 @@ func (ev *requestEvent) end(s *session, err error) {
 		e = ev.log.Warn()
 	}
 	e = e.Str("remote", ev.remote.String()).Str("method", clip(ev.method)).Str("host", clip(ev.host)).Int("status", ev.status)
-	if ev.client.IsValid() {
+	if ev.client.IsValid() && !ev.client.IsUnspecified() { // unspecified: nobody in particular
 		e = e.Str("client", ev.client.String())
 	}
 	if ev.debug {

@@ -323,7 +323,7 @@ func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, o
 	balance(site, sc)
 	for _, s := range sc.Servers {
 		if s.Scheme() == "http" { // only with offload: true
-			site.Backends = append(site.Backends, &proxy.Backend{Name: s.Host(), Address: s.Address(), Drain: s.Drain})
+			site.Backends = append(site.Backends, &proxy.Backend{Name: sc.ServerLabel(s), Address: s.Address(), Drain: s.Drain})
 			continue
 		}
 		o := options
@@ -338,7 +338,7 @@ func (f *frontDoor) buildSite(cfg *config.Config, name string) (_ *proxy.Site, o
 			return nil, nil, fmt.Errorf("site %s: %w", name, err)
 		}
 		c.KeyLogWriter = f.keyLog
-		site.Backends = append(site.Backends, &proxy.Backend{Name: s.Host(), Address: s.Address(), Drain: s.Drain, TLS: c})
+		site.Backends = append(site.Backends, &proxy.Backend{Name: sc.ServerLabel(s), Address: s.Address(), Drain: s.Drain, TLS: c})
 	}
 	return site, opened, nil
 }

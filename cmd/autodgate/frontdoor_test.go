@@ -291,3 +291,15 @@ domains: {contoso.com: {autodiscover: answer, external_url: https://mail.contoso
 		t.Errorf("%d", got)
 	}
 }
+
+// Two servers on one machine are told apart in the log and the status.
+func TestServersOnOneMachine(t *testing.T) {
+	site := &config.Site{Servers: []config.Server{
+		{URL: "https://cas01.contoso.local"}, {URL: "https://cas01.contoso.local:444"}, {URL: "https://cas02.contoso.local:444"},
+	}}
+	for i, want := range []string{"cas01.contoso.local:443", "cas01.contoso.local:444", "cas02.contoso.local"} {
+		if got := site.ServerLabel(site.Servers[i]); got != want {
+			t.Errorf("%s is called %s, want %s", site.Servers[i].URL, got, want)
+		}
+	}
+}
