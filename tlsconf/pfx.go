@@ -140,8 +140,8 @@ func explainPFX(err error, password string) error {
 }
 
 // maxIterations of the functions that make a key out of a password: minutes of work would block a reload. Windows uses
-// 2000, OpenSSL 2048, and nobody a million.
-const maxIterations = 10_000_000
+// 2000, OpenSSL 2048, Firefox 600 000.
+const maxIterations = 2_000_000
 
 // checkIterations refuses a file that wants more. In every structure with an iteration count (MacData, the parameters of
 // RFC 7292 appendix C and of PBKDF2) it is an INTEGER right behind an OCTET STRING, the salt. What is inside of encrypted

@@ -30,7 +30,7 @@ func HostNames(names ...string) ([]string, error) {
 			switch {
 			case strings.Contains(n, "://"):
 				return nil, fmt.Errorf("%q is not a host name: it is given alone, without %s and path", given, n[:strings.Index(n, "://")+3])
-			case err != nil || rest == "" || len(ascii) > 253 || strings.ContainsAny(ascii, "/\\@:*\x00 \t\r\n") || strings.HasPrefix(ascii, "."):
+			case err != nil || rest == "" || len(ascii) > 253 || strings.ContainsAny(ascii, "/\\@:*\x00 \t\r\n") || strings.HasPrefix(ascii, ".") || strings.Contains(ascii, ".."):
 				return nil, fmt.Errorf("%q is not a host name", given)
 			case wild && !strings.Contains(rest, "."):
 				return nil, fmt.Errorf("%q is not a host name a certificate may carry: a wildcard stands below a domain, as in *.contoso.com", given)
