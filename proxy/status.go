@@ -14,8 +14,16 @@ import (
 type Status struct {
 	Connections int          `json:"connections"` // of clients, of every kind
 	Sites       []SiteStatus `json:"sites"`
+	// Certificates are what the hosts show now, in the order of their names.
+	Certificates []HostCertificate `json:"certificates"`
 	// FailedLogins tells who is shut out after too many of them.
 	FailedLogins throttle.Counts `json:"failed_logins"`
+}
+
+// HostCertificate is the certificate that a host shows to clients.
+type HostCertificate struct {
+	Host        string           `json:"host"`
+	Certificate *CertificateInfo `json:"certificate"` // nil: there is none, and TLS is refused
 }
 
 // SiteStatus is what is known of the servers of a site.
@@ -85,6 +93,7 @@ func (s *Server) Status() Status {
 		}
 		out.Sites = append(out.Sites, sum)
 	}
+	out.Certificates = t.certificates()
 	slices.SortFunc(out.Sites, func(a, b SiteStatus) int { return cmp.Compare(a.Name, b.Name) })
 	return out
 }
@@ -108,4 +117,18 @@ func (c *check) status(name string) CheckStatus {
 		s.Since = &since
 	}
 	return s
+}
+
+// certificates returns what each host that has a certificate of its own shows.
+func (t *Table) certificates() []HostCertificate {
+	out := []HostCertificate{}
+	seen := map[*Host]bool{}
+	for _, h := range t.Hosts {
+		if h.Leaf != nil && !seen[h] {
+			seen[h] = true
+			out = append(out, HostCertificate{h.Name, DescribeCertificate(h.leaf())})
+		}
+	}
+	slices.SortFunc(out, func(a, b HostCertificate) int { return cmp.Compare(a.Host, b.Host) })
+	return out
 }

@@ -141,10 +141,25 @@ type fileWatch struct {
 	f      *Files
 	seen   []fileState
 	failed string // the last cause that was logged; "" after a success
+	warned time.Time
+}
+
+// ExpirySoon is how long before its end a certificate is worth a warning.
+const ExpirySoon = 14 * 24 * time.Hour
+
+// expiry warns once a day of a certificate that ends soon: nobody else renews what is in files.
+func (w *fileWatch) expiry(now time.Time) {
+	leaf := w.f.Leaf()
+	if leaf == nil || leaf.NotAfter.Sub(now) > ExpirySoon || now.Sub(w.warned) < 24*time.Hour {
+		return
+	}
+	w.warned = now
+	w.f.log.Warn().Time("not_after", leaf.NotAfter).Int("days_left", int(leaf.NotAfter.Sub(now)/(24*time.Hour))).Msg("certificate expires soon, or has expired: renew it")
 }
 
 func (w *fileWatch) look() {
 	// The state is taken before the files are read: what changes meanwhile is seen at the next look.
+	w.expiry(time.Now())
 	now := w.f.state()
 	if w.failed == "" && slices.EqualFunc(now, w.seen, fileState.same) {
 		return

@@ -60,7 +60,7 @@ type keyFlags struct {
 
 func (k *keyFlags) add(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&k.size, "key-size", 2048, "bits of the RSA key: 2048, 3072 or 4096")
-	cmd.Flags().BoolVar(&k.ecdsa, "ecdsa", false, "an ECDSA key (P-256) instead, for what never has to be imported by Exchange before 2013")
+	cmd.Flags().BoolVar(&k.ecdsa, "ecdsa", false, "an ECDSA key (P-256) instead; not for a certificate that Exchange gets too")
 	cmd.MarkFlagsMutuallyExclusive("key-size", "ecdsa")
 }
 

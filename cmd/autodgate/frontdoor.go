@@ -587,7 +587,31 @@ func (f *frontDoor) adminHandler() http.Handler {
 			f.log.Debug().Err(err).Msg("status not sent")
 		}
 	})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		if err := writeMetrics(w, f.server.Status()); err != nil {
+			f.log.Debug().Err(err).Msg("metrics not sent")
+		}
+	})
 	return mux
+}
+
+// writeMetrics writes when certificates expire in the text format of Prometheus. Names of hosts are host names: nothing in
+// them has to be escaped.
+func writeMetrics(w io.Writer, s proxy.Status) error {
+	var b strings.Builder
+	const name = "autodgate_certificate_not_after_seconds"
+	fmt.Fprintf(&b, "# HELP %s When the certificate of a host expires, in seconds since 1970; 0 while there is none.\n# TYPE %s gauge\n", name, name)
+	for _, c := range s.Certificates {
+		var end int64
+		if c.Certificate != nil {
+			end = c.Certificate.NotAfter.Unix()
+		}
+		fmt.Fprintf(&b, "%s{host=%q} %d\n", name, c.Host, end)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // shutdown ends serving: what runs is finished until ctx ends, then cut.
