@@ -144,13 +144,10 @@ type fileWatch struct {
 	warned time.Time
 }
 
-// ExpirySoon is how long before its end a certificate is worth a warning.
-const ExpirySoon = 14 * 24 * time.Hour
-
 // expiry warns once a day of a certificate that ends soon: nobody else renews what is in files.
 func (w *fileWatch) expiry(now time.Time) {
 	leaf := w.f.Leaf()
-	if leaf == nil || leaf.NotAfter.Sub(now) > ExpirySoon || now.Sub(w.warned) < 24*time.Hour {
+	if leaf == nil || leaf.NotAfter.Sub(now) > ExpirySoon(leaf) || now.Sub(w.warned) < 24*time.Hour {
 		return
 	}
 	w.warned = now

@@ -377,3 +377,15 @@ func listenTLS(t *testing.T, config *tls.Config) string {
 	}()
 	return ln.Addr().String()
 }
+
+// Nobody renews what is in files, so the log says that it ends: once a day, not at every look.
+func TestFilesThatExpireSoon(t *testing.T) {
+	w := watch(t, issue(t, "a", nil, func(c *x509.Certificate) {
+		c.DNSNames, c.NotAfter = []string{"a.example"}, time.Now().Add(10*time.Minute)
+	}))
+	w.logs("certificate expires soon")
+	time.Sleep(10 * testPoll)
+	if n := strings.Count(w.log.String(), "certificate expires soon"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, w.log)
+	}
+}

@@ -121,7 +121,7 @@ func certStatus(pair *tlsconf.Pair, names []string, now time.Time) string {
 		return certNotYet
 	case slices.ContainsFunc(names, func(n string) bool { return !tlsconf.Covers(leaf, n) }):
 		return certNames
-	case leaf.NotAfter.Sub(now) < max(tlsconf.ExpirySoon(leaf), 14*24*time.Hour):
+	case leaf.NotAfter.Sub(now) <= tlsconf.ExpirySoon(leaf):
 		return certSoon
 	}
 	return certValid
