@@ -22,6 +22,7 @@ const (
 	dnsSpreadPoll = time.Second
 	dnsTTL        = 60 // seconds
 	hookTime      = 2 * time.Minute
+	dnsCleanTime  = 20 * time.Second // the end of the program waits for it
 	hookOutput    = 2 << 10
 )
 
@@ -55,7 +56,7 @@ func (s dnsSolver) Wait(ctx context.Context, ch acme.Challenge) error {
 }
 
 func (s dnsSolver) CleanUp(ctx context.Context, ch acme.Challenge) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), hookTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), dnsCleanTime)
 	defer cancel()
 	return s.records.CleanUp(ctx, mdns.Fqdn(ch.DNS01TXTRecordName()), ch.DNS01KeyAuthorization())
 }
@@ -91,9 +92,10 @@ func (u *DNSUpdate) update(ctx context.Context, fqdn, value string, change func(
 		m.SetTsig(key, mdns.HmacSHA256, 300, time.Now().Unix())
 	}
 	r, _, err := c.ExchangeContext(ctx, m, u.Server)
-	if err != nil {
+	if r == nil {
 		return fmt.Errorf("DNS update of %s at %s: %w", name, u.Server, err)
 	}
+	// A refusal by reason of the key is not signed with it, which is an error as well.
 	if r.Rcode != mdns.RcodeSuccess {
 		hint := ""
 		switch r.Rcode {
@@ -103,6 +105,9 @@ func (u *DNSUpdate) update(ctx context.Context, fqdn, value string, change func(
 			hint = " (is the key known there, with the algorithm hmac-sha256, and are both clocks right?)"
 		}
 		return fmt.Errorf("DNS update of %s at %s: the server says %s%s", name, u.Server, mdns.RcodeToString[r.Rcode], hint)
+	}
+	if err != nil {
+		return fmt.Errorf("DNS update of %s at %s: %w", name, u.Server, err)
 	}
 	return nil
 }
@@ -186,9 +191,10 @@ func hasValue(ctx context.Context, server, name, value string) bool {
 }
 
 // DNSHook writes records by a program. It is called with three arguments: present or cleanup, the name with a final dot, and
-// the value. It has to end with status 0, after present not before the record can be seen, and within two minutes.
+// the value. It has to end with status 0, after present not before the record can be seen.
 type DNSHook struct {
-	Program string // a file name; no shell is involved
+	Program string        // a file name; no shell is involved
+	Timeout time.Duration // 0 is two minutes; after cleanup it is 20 s at most
 }
 
 // Present implements [DNSRecords].
@@ -202,7 +208,11 @@ func (h *DNSHook) CleanUp(ctx context.Context, fqdn, value string) error {
 }
 
 func (h *DNSHook) run(ctx context.Context, args ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, hookTime)
+	limit := h.Timeout
+	if limit <= 0 {
+		limit = hookTime
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, h.Program, args...)
 	var out bytes.Buffer

@@ -28,6 +28,7 @@ import (
 
 	"github.com/autodgate/autodgate/config"
 	"github.com/autodgate/autodgate/internal/peer"
+	"github.com/autodgate/autodgate/tlsconf"
 )
 
 // acmeWorld is a front door that orders certificates from pebble, an ACME server
@@ -440,6 +441,17 @@ printf 'server 127.0.0.1 %[2]s\nupdate %%s %%s 60 TXT %%s\nsend\n' "$action" "$n
 					t.Fatalf("named does not answer\n%s", log)
 				}
 			}
+			if name == "update" {
+				// What an administrator gets to see whose key is wrong, or may not do this.
+				for want, u := range map[string]tlsconf.DNSUpdate{
+					"is the key known there":       {Server: server, TSIGName: "autodgate", TSIGSecret: "b3RoZXI="},
+					"may the key change this zone": {Server: server},
+				} {
+					if err := u.Present(t.Context(), "_acme-challenge.mail.contoso.com.", "x"); err == nil || !strings.Contains(err.Error(), want) {
+						t.Errorf("%q: %v", want, err)
+					}
+				}
+			}
 			// No port for validations is open, and none is needed.
 			w.serve(w.config(`{https: ["HTTPS"], http: [], admin: []}`, `{DIRECTORY, challenges: [dns-01], dns: `+strings.ReplaceAll(writer, "SERVER", server)+"}",
 				"  mail.contoso.com: {certificate: acme, aliases: [legacy.contoso.com], answer: true}\n"))
@@ -540,6 +552,30 @@ func TestACMERenewal(t *testing.T) {
 	w.stop()
 	if n := w.pebble.orders(); n != 2 {
 		t.Errorf("%d orders", n)
+	}
+}
+
+// Two nodes on one Redis: one order, one account, and both serve its certificate.
+// The issuer always comes to the second.
+func TestACMENodes(t *testing.T) {
+	server := peer.Redis(t)
+	w := newACMEWorld(t, pebbleOptions{})
+	const host = "  mail.contoso.com: {certificate: acme, answer: true}\n"
+	nodes := map[string]*config.Config{w.https: w.config(bothPorts, `{DIRECTORY}`, host)}
+	first := *w
+	first.https, first.http = fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	nodes[first.https] = first.config(bothPorts, `{DIRECTORY}`, host)
+	for _, cfg := range nodes {
+		cfg.Certificates.Storage = server.URL()
+	}
+	w.serve(nodes[w.https])
+	first.serve(nodes[first.https])
+	leaf := w.issued("mail.contoso.com", nil)
+	if other := first.issued("mail.contoso.com", nil); !other.Equal(leaf) {
+		t.Error("two certificates")
+	}
+	if orders, accounts := w.pebble.orders(), w.pebble.accounts(); orders != 1 || accounts != 1 {
+		t.Errorf("%d orders, %d accounts", orders, accounts)
 	}
 }
 
