@@ -555,30 +555,6 @@ func TestACMERenewal(t *testing.T) {
 	}
 }
 
-// Two nodes on one Redis: one order, one account, and both serve its certificate.
-// The issuer always comes to the second.
-func TestACMENodes(t *testing.T) {
-	server := peer.Redis(t)
-	w := newACMEWorld(t, pebbleOptions{})
-	const host = "  mail.contoso.com: {certificate: acme, answer: true}\n"
-	nodes := map[string]*config.Config{w.https: w.config(bothPorts, `{DIRECTORY}`, host)}
-	first := *w
-	first.https, first.http = fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	nodes[first.https] = first.config(bothPorts, `{DIRECTORY}`, host)
-	for _, cfg := range nodes {
-		cfg.Certificates.Storage = server.URL()
-	}
-	w.serve(nodes[w.https])
-	first.serve(nodes[first.https])
-	leaf := w.issued("mail.contoso.com", nil)
-	if other := first.issued("mail.contoso.com", nil); !other.Equal(leaf) {
-		t.Error("two certificates")
-	}
-	if orders, accounts := w.pebble.orders(), w.pebble.accounts(); orders != 1 || accounts != 1 {
-		t.Errorf("%d orders, %d accounts", orders, accounts)
-	}
-}
-
 // Nonces that the issuer throws away (RFC 8555 section 6.5) are no failure.
 func TestACMENonces(t *testing.T) {
 	w := newACMEWorld(t, pebbleOptions{env: []string{"PEBBLE_WFE_NONCEREJECT=30"}})
