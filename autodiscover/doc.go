@@ -9,6 +9,10 @@
 //	resolve.go    what the answer is: settings, a redirect, or an error code;
 //	              knows nothing of HTTP or XML
 //	outlook.go    the answer as an Outlook document; errors.go the error document
+//	mobilesync.go the answer as a document for ActiveSync clients
+//
+// json.go is Autodiscover V2. It needs no login and goes by the domain alone, so it
+// has only the model in common with the others.
 //
 // rewrite.go stands apart: it changes the names in answers that a server behind the
 // front door gave.
@@ -19,8 +23,9 @@
 //
 // Every POX answer is HTTP 200, errors too: to a client any other status means
 // that there is no Autodiscover at this address and that it should look
-// elsewhere. The exceptions are 401, 405, 413, 415 and 429.
+// elsewhere. The exceptions are 401, 405, 413, 415 and 429, and for ActiveSync
+// clients 302.
 //
-// Sources: [MS-OXDSCLI] for the documents; the habits of clients named in the
+// Sources: [MS-OXDSCLI] and [MS-ASCMD] for the documents; the habits of clients named in the
 // comments were read from their code or seen on the wire.
 package autodiscover

@@ -19,8 +19,11 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// poxPath is the path of POX requests, in any letter case.
-const poxPath = "/autodiscover/autodiscover.xml"
+// The paths of the dialects, in any letter case. Below v2Path there is more.
+const (
+	poxPath = "/autodiscover/autodiscover.xml"
+	v2Path  = "/autodiscover/autodiscover.json"
+)
 
 // DefaultRealm is the realm of the login where none is configured.
 const DefaultRealm = "autodiscover"
@@ -33,6 +36,11 @@ type Options struct {
 	// Directory knows the mailboxes and their passwords. Without one no login is
 	// asked for, and every address of a domain gets the same answer.
 	Directory directory.Directory
+
+	// Hosts are the names under which this handler is reached, on port 443. A client
+	// that asks where POX is answered is led to the one that it asked at; where that
+	// is none of them, to the server of the domain.
+	Hosts []string
 
 	// InternalNetworks are where clients are told the internal URLs.
 	InternalNetworks []netip.Prefix
@@ -52,6 +60,7 @@ type Options struct {
 // keeps no request.
 type Handler struct {
 	domains   map[string]*domain
+	hosts     map[string]bool // in lower case
 	directory directory.Directory
 	internal  []netip.Prefix
 	throttle  *throttle.Throttle
@@ -68,6 +77,7 @@ var _ http.Handler = (*Handler)(nil)
 func NewHandler(o Options) *Handler {
 	h := &Handler{
 		domains:   make(map[string]*domain, len(o.Domains)),
+		hosts:     make(map[string]bool, len(o.Hosts)),
 		directory: o.Directory,
 		internal:  o.InternalNetworks,
 		log:       o.Logger,
@@ -83,6 +93,9 @@ func NewHandler(o Options) *Handler {
 	}
 	if h.throttle == nil {
 		h.throttle = throttle.New(throttle.Limits{}, h.now)
+	}
+	for _, name := range o.Hosts {
+		h.hosts[strings.ToLower(name)] = true
 	}
 	h.challenge = "Basic realm=" + quoted(realm)
 	h.serverID = hashID(realm)
@@ -154,52 +167,70 @@ func (h *Handler) reply(r *http.Request) (a reply) {
 			a = h.errorReply(codeServerError)
 		}
 	}()
-	if !strings.EqualFold(r.URL.Path, poxPath) {
-		return plainReply(http.StatusNotFound, "not found")
+	if strings.EqualFold(r.URL.Path, poxPath) {
+		return h.pox(r)
 	}
-	return h.pox(r)
+	if rest, ok := cutPath(r.URL.Path, v2Path); ok {
+		return h.v2(r, rest)
+	}
+	return plainReply(http.StatusNotFound, "not found")
+}
+
+// cutPath returns what follows a path of ours, in any letter case: nothing, or what
+// begins with a slash.
+func cutPath(path, prefix string) (rest string, ok bool) {
+	if len(path) < len(prefix) || !strings.EqualFold(path[:len(prefix)], prefix) {
+		return "", false
+	}
+	rest = path[len(prefix):]
+	return rest, rest == "" || rest[0] == '/'
+}
+
+// admit lets in who has logged in, before anything of the body is read and for
+// every method: clients probe with an anonymous GET and want the 401. One of its
+// results is set; without a directory none is, and everybody is let in.
+func (h *Handler) admit(r *http.Request, source netip.Addr) (login *directory.Mailbox, refusal *reply, err error) {
+	if h.directory == nil {
+		return nil, nil, nil
+	}
+	who := h.login(r, source)
+	switch {
+	case who.err != nil:
+		return nil, nil, who.err
+	case who.wait > 0:
+		a := plainReply(http.StatusTooManyRequests, "too many failed logins")
+		a.header.Set("Retry-After", strconv.Itoa(int((who.wait+time.Second-1)/time.Second)))
+		return nil, &a, nil
+	case who.mailbox == nil:
+		a := h.loginReply()
+		return nil, &a, nil
+	}
+	return who.mailbox, nil, nil
 }
 
 // pox answers a POX request.
 func (h *Handler) pox(r *http.Request) reply {
 	source := clientAddr(r)
-	q := query{host: r.Host}
-	if h.directory != nil {
-		// Before anything of the body is read, and for every method: clients probe
-		// with an anonymous GET and want the 401.
-		who := h.login(r, source)
-		switch {
-		case who.err != nil:
-			return h.backendFailed(r.Context(), who.err)
-		case who.wait > 0:
-			a := plainReply(http.StatusTooManyRequests, "too many failed logins")
-			a.header.Set("Retry-After", strconv.Itoa(int((who.wait+time.Second-1)/time.Second)))
-			return a
-		case who.mailbox == nil:
-			return h.loginReply()
-		}
-		q.login = who.mailbox
+	login, refusal, err := h.admit(r, source)
+	if err != nil {
+		h.logFailure(r.Context(), err)
+		return h.errorReply(codeServerError)
 	}
-
+	if refusal != nil {
+		return *refusal
+	}
 	switch r.Method {
 	case http.MethodPost:
 	case http.MethodGet, http.MethodHead:
 		// Some clients look whether there is a server here; Exchange says the same.
-		return h.errorReply(codeInvalidRequest)
-	default:
-		a := plainReply(http.StatusMethodNotAllowed, "POST a request")
-		a.header.Set("Allow", "GET, HEAD, POST")
+		// Those of .NET look for the header, which elsewhere comes with the 401.
+		a := h.errorReply(codeInvalidRequest)
+		a.header["X-SOAP-Enabled"] = []string{"True"}
 		return a
+	default:
+		return notAllowed("POST a request", "GET, HEAD, POST")
 	}
-	for _, coding := range r.Header.Values("Content-Encoding") {
-		// A small body could hold a large one.
-		if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "identity") {
-			a := plainReply(http.StatusUnsupportedMediaType, "send the request uncompressed")
-			a.header.Set("Accept-Encoding", "identity")
-			return a
-		}
-	}
-	body, refusal := readBody(r)
+	body, refusal := readBody(r, MaxRequestSize)
 	if refusal != nil {
 		return *refusal
 	}
@@ -208,19 +239,36 @@ func (h *Handler) pox(r *http.Request) reply {
 	if err != nil {
 		return h.refuse(source, "", failed(codeInvalidRequest, err.Error()))
 	}
-	if !wantsOutlook(request.AcceptableResponseSchema) {
+	// The schema decides, not the namespace of the root: ActiveSync clients send either.
+	mobile := request.AcceptableResponseSchema == nsMobileSyncResponse
+	switch {
+	case mobile && (request.LegacyDN != "" || request.address == ""):
+		// [MS-ASCMD] 2.2.3.53: the request has one EMailAddress and nothing else.
+		return h.refuse(source, request.address, failed(codeInvalidRequest, "a MobileSync request without EMailAddress, or with LegacyDN"))
+	case !mobile && !wantsOutlook(request.AcceptableResponseSchema):
 		return h.refuse(source, request.address, failed(codeNoProvider, "unrecognised AcceptableResponseSchema"))
 	}
-	q.address, q.legacyDN = request.address, request.LegacyDN
+	q := query{address: request.address, legacyDN: request.LegacyDN, login: login, host: r.Host}
 	c := h.client(r, source)
 	o, err := h.resolve(r.Context(), q, c)
 	if err != nil {
-		return h.backendFailed(r.Context(), err)
+		h.logFailure(r.Context(), err)
+		o = failed(codeServerError, "the directory failed")
 	}
-	if o.code != 0 {
-		return h.refuse(source, request.address, o)
+	switch {
+	case mobile && o.redirectURL != "":
+		// The schema has no redirect to an URL.
+		return found(o.redirectURL)
+	case o.code != 0 && !mobile:
+		return h.refuse(source, q.address, o)
+	case o.code != 0:
+		h.logRefusal(source, q.address, o)
+	default:
+		h.log.Debug().Stringer("source", source).Str("address", q.address).Msg("autodiscover: answered")
 	}
-	h.log.Debug().Stringer("source", source).Str("address", request.address).Msg("autodiscover: answered")
+	if mobile {
+		return documentReply(renderMobileSync(o, q))
+	}
 	return documentReply(renderOutlook(o, c))
 }
 
@@ -246,18 +294,27 @@ func (h *Handler) client(r *http.Request, source netip.Addr) client {
 	return c
 }
 
-// readBody reads a request body of at most MaxRequestSize and nothing beyond.
-func readBody(r *http.Request) ([]byte, *reply) {
-	tooLarge := plainReply(http.StatusRequestEntityTooLarge, "the request is larger than 8 KiB")
-	if r.ContentLength > MaxRequestSize {
+// readBody reads a request body of at most limit bytes, in whole KiB, and nothing
+// beyond.
+func readBody(r *http.Request, limit int64) ([]byte, *reply) {
+	for _, coding := range r.Header.Values("Content-Encoding") {
+		// A small body could hold a large one.
+		if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "identity") {
+			a := plainReply(http.StatusUnsupportedMediaType, "send the request uncompressed")
+			a.header.Set("Accept-Encoding", "identity")
+			return nil, &a
+		}
+	}
+	tooLarge := plainReply(http.StatusRequestEntityTooLarge, fmt.Sprintf("the request is larger than %d KiB", limit>>10))
+	if r.ContentLength > limit {
 		return nil, &tooLarge
 	}
 	if r.Body == nil {
 		return nil, nil
 	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, MaxRequestSize+1))
-	var limit *http.MaxBytesError
-	if len(body) > MaxRequestSize || errors.As(err, &limit) {
+	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	var tooMuch *http.MaxBytesError
+	if int64(len(body)) > limit || errors.As(err, &tooMuch) {
 		return nil, &tooLarge
 	}
 	if err != nil {
@@ -269,19 +326,23 @@ func readBody(r *http.Request) ([]byte, *reply) {
 
 // refuse answers with an error document and says why in the log.
 func (h *Handler) refuse(source netip.Addr, address string, o outcome) reply {
-	h.log.Debug().Stringer("source", source).Str("address", address).Int("error_code", int(o.code)).
-		Str("reason", o.why).Msg("autodiscover: refused")
+	h.logRefusal(source, address, o)
 	return h.errorReply(o.code)
 }
 
-func (h *Handler) backendFailed(ctx context.Context, err error) reply {
+func (h *Handler) logRefusal(source netip.Addr, address string, o outcome) {
+	h.log.Debug().Stringer("source", source).Str("address", address).Int("error_code", int(o.code)).
+		Str("reason", o.why).Msg("autodiscover: refused")
+}
+
+// logFailure says that the directory failed, unless it was the client that left.
+func (h *Handler) logFailure(ctx context.Context, err error) {
 	if ctx.Err() != nil {
 		// The client has gone; nobody reads this.
 		h.log.Debug().Msg("autodiscover: the client left")
 	} else {
 		h.log.Error().Err(err).Msg("autodiscover: the directory failed")
 	}
-	return h.errorReply(codeServerError)
 }
 
 func (h *Handler) errorReply(code errorCode) reply {
@@ -305,6 +366,18 @@ func (h *Handler) loginReply() reply {
 		"WWW-Authenticate": {h.challenge},
 		"X-SOAP-Enabled":   {"True"},
 	}, nil}
+}
+
+// found sends the client to an URL. It is not to be remembered: what a cache knows
+// outlives the move back.
+func found(location string) reply {
+	return reply{http.StatusFound, http.Header{"Location": {location}, "Cache-Control": {"no-store"}}, nil}
+}
+
+func notAllowed(text, allow string) reply {
+	a := plainReply(http.StatusMethodNotAllowed, text)
+	a.header.Set("Allow", allow)
+	return a
 }
 
 func plainReply(status int, text string) reply {

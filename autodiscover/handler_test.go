@@ -22,20 +22,22 @@ import (
 // What testdata/pox/outlook and hostile are expected to give after a right login:
 // "settings", an ErrorCode, or "413".
 var sampleOutcomes = map[string]string{
-	"outlook/req-idn-address.xml":             "500", // not served; never 600 for not being ASCII
-	"outlook/req-bom.xml":                     "settings",
-	"outlook/req-both-email-and-legacydn.xml": "settings",
-	"outlook/req-email-schema-first.xml":      "settings",
-	"outlook/req-email.xml":                   "settings",
-	"outlook/req-guid-address.xml":            "settings",
-	"outlook/req-https-namespace.xml":         "settings",
-	"outlook/req-legacydn.xml":                "settings",
-	"outlook/req-no-declaration.xml":          "settings",
-	"outlook/req-old-2006-schema.xml":         "settings",
-	"outlook/req-prefixed-namespace.xml":      "settings",
-	"outlook/req-schema-uppercase-spaces.xml": "settings",
-	"hostile/unknown-schema.xml":              "601",
-	"hostile/over-8k.xml":                     "413",
+	"outlook/req-idn-address.xml":                       "500", // not served; never 600 for not being ASCII
+	"outlook/req-bom.xml":                               "settings",
+	"outlook/req-both-email-and-legacydn.xml":           "settings",
+	"outlook/req-email-schema-first.xml":                "settings",
+	"outlook/req-email.xml":                             "settings",
+	"outlook/req-guid-address.xml":                      "settings",
+	"outlook/req-https-namespace.xml":                   "settings",
+	"outlook/req-legacydn.xml":                          "settings",
+	"outlook/req-no-declaration.xml":                    "settings",
+	"outlook/req-old-2006-schema.xml":                   "settings",
+	"outlook/req-prefixed-namespace.xml":                "settings",
+	"outlook/req-schema-uppercase-spaces.xml":           "settings",
+	"mobilesync/req-mobilesync.xml":                     "mobilesync",
+	"mobilesync/req-outlook-root-mobilesync-schema.xml": "mobilesync", // gotcha 29
+	"hostile/unknown-schema.xml":                        "601",
+	"hostile/over-8k.xml":                               "413",
 }
 
 func TestSamples(t *testing.T) {
@@ -48,13 +50,13 @@ func TestSamples(t *testing.T) {
 		header("Authorization", basic("patricia@contoso.com:secret")),
 	}
 	seen := 0
-	for _, pattern := range []string{"outlook/req-*.xml", "hostile/*"} {
+	for _, pattern := range []string{"outlook/req-*.xml", "mobilesync/req-*.xml", "hostile/*"} {
 		for _, path := range samples(t, pattern) {
 			seen++
 			want := sampleOutcomes[path]
 			if want == "" {
 				want = "600"
-				if strings.HasPrefix(path, "outlook/") {
+				if !strings.HasPrefix(path, "hostile/") {
 					t.Errorf("%s has no expected outcome", path)
 				}
 			}
@@ -77,6 +79,12 @@ func TestSamples(t *testing.T) {
 							t.Errorf("settings for %q, want pat@contoso.com\n%s", got, a.body)
 						}
 						want = ""
+					case "mobilesync":
+						if d := cmp.Diff(sample(t, "mobilesync/resp-settings.xml"), a.body); d != "" {
+							t.Errorf("(-sample +got):\n%s", d)
+						}
+						isPOX(t, a)
+						continue
 					}
 					isPOX(t, a)
 					if a.code() != want {
@@ -89,8 +97,8 @@ func TestSamples(t *testing.T) {
 			})
 		}
 	}
-	if seen != 12+32 {
-		t.Errorf("%d samples, want 44", seen)
+	if seen != 12+2+32 {
+		t.Errorf("%d samples, want 46", seen)
 	}
 }
 
@@ -344,13 +352,6 @@ func TestPublicFolderMailboxIsForAllOfItsDomain(t *testing.T) {
 	}
 }
 
-func TestMobileSyncSchemaIsNotYetRecognised(t *testing.T) {
-	body := strings.Replace(ask("pat@contoso.com"), nsOutlookResponse, "http://schemas.microsoft.com/exchange/autodiscover/mobilesync/responseschema/2006", 1)
-	if a := do(NewHandler(testOptions(t)), request(body, "pat@contoso.com", "secret")); a.code() != "601" {
-		t.Errorf("ErrorCode %s, want 601", a.code())
-	}
-}
-
 func TestWithoutDirectory(t *testing.T) {
 	o := testOptions(t)
 	o.Directory = nil
@@ -424,7 +425,7 @@ func TestMethodsAndPaths(t *testing.T) {
 	}
 	for _, p := range []string{
 		"", "/", "/autodiscover", "/autodiscover/", "/autodiscover/autodiscover.xml/", "//autodiscover/autodiscover.xml",
-		"/autodiscover/autodiscover.svc", "/autodiscover/autodiscover.json", "/autodiscover/autodiscover.xmlx", "/mail/config-v1.1.xml",
+		"/autodiscover/autodiscover.xmlx", "/autodiscover/autodiscover.jsonx", "/autodiscover/autodiscover.svcx", "/autodiscover/autodiscover.svc/wssecurity", "/mail/config-v1.1.xml",
 	} {
 		if a := do(h, request("", "pat@contoso.com", "secret", path(p))); a.status != 404 {
 			t.Errorf("%s: %d, want 404", p, a.status)

@@ -33,8 +33,8 @@ func answerFiles(t testing.TB) map[string]string {
 	t.Helper()
 	types := map[string]string{}
 	for pattern, contentType := range map[string]string{
-		"pox/outlook/resp-*.xml": "text/xml; charset=utf-8", "pox/golden/*.xml": "text/xml", "pox/mobilesync/*.xml": "text/xml; charset=utf-8",
-		"soap/*.xml": "text/xml; charset=utf-8", "v2/*.json": "application/json; charset=utf-8",
+		"pox/outlook/resp-*.xml": "text/xml; charset=utf-8", "pox/golden/*.xml": "text/xml", "pox/mobilesync/resp-*.xml": "text/xml; charset=utf-8",
+		"soap/resp-*.xml": "text/xml; charset=utf-8", "v2/*.json": "application/json; charset=utf-8",
 	} {
 		files, err := filepath.Glob("../testdata/" + pattern)
 		if err != nil || len(files) == 0 {

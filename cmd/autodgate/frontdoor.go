@@ -466,6 +466,11 @@ func (f *frontDoor) buildAnswer(cfg *config.Config) (*autodiscover.Handler, io.C
 			AuthPackage: d.AuthPackage, RedirectAddr: d.RedirectAddr, RedirectURL: d.RedirectURL,
 		}
 	}
+	for _, name := range cfg.HostNames() {
+		if h := cfg.Hosts[name]; h.Answer {
+			o.Hosts = append(append(o.Hosts, name), h.Aliases...)
+		}
+	}
 	if cfg.Mailboxes == nil {
 		return autodiscover.NewHandler(o), nil, nil
 	}
