@@ -218,7 +218,7 @@ func (p *sharedPin) load(again bool) ([]byte, error) {
 	}
 	p.mu.Unlock()
 	if !fresh {
-		ctx, cancel := context.WithTimeout(context.Background(), pinPatience)
+		ctx, cancel := context.WithTimeout(context.Background(), p.redis.patience(pinPatience))
 		defer cancel()
 		latest, err := p.redis.Agree(ctx, p.name, nil, 0)
 		switch {

@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bsm/redislock"
@@ -66,6 +67,7 @@ type Redis struct {
 	aead    cipher.AEAD // nil: stored as it is
 	timeout time.Duration
 	log     zerolog.Logger
+	silent  atomic.Int64 // when it last gave no answer, in Unix milliseconds; 0 after an answer
 
 	locks  *redislock.Client
 	life   time.Duration
@@ -287,15 +289,20 @@ func (r *Redis) do(ctx context.Context, what string, op func(context.Context) er
 	limited, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
 	err := op(limited)
+	if limited.Err() == nil {
+		r.silent.Store(0)
+	} else if errors.Is(limited.Err(), context.DeadlineExceeded) {
+		r.silent.Store(time.Now().UnixMilli())
+	}
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, redis.Nil):
 		return fmt.Errorf("redis %s: %s: %w", r.where, what, fs.ErrNotExist)
-	case ctx.Err() != nil:
+	case errors.Is(ctx.Err(), context.Canceled):
 		err = ctx.Err()
-	case limited.Err() != nil && errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("redis %s: %s: no answer within %s: %w", r.where, what, r.timeout, err)
+	case limited.Err() != nil:
+		return fmt.Errorf("redis %s: %s: no answer in time: %w", r.where, what, limited.Err())
 	}
 	hint := ""
 	for prefix, text := range map[string]string{
@@ -313,6 +320,16 @@ func (r *Redis) do(ctx context.Context, what string, op func(context.Context) er
 		err = errors.New(err.Error())
 	}
 	return fmt.Errorf("redis %s: %s: %w%s", r.where, what, err, hint)
+}
+
+// patience is how long somebody should wait for an answer who can do without one: hardly at all if there was none a moment
+// ago, so that many who ask one after the other do not all wait.
+func (r *Redis) patience(usual time.Duration) time.Duration {
+	const moment = 10 * time.Second
+	if time.Since(time.UnixMilli(r.silent.Load())) < moment {
+		return min(usual, 100*time.Millisecond)
+	}
+	return min(usual, r.timeout)
 }
 
 // Ping asks whether Redis is there and lets us in.
@@ -426,7 +443,7 @@ func (r *Redis) List(ctx context.Context, dir string, recursive bool) ([]string,
 	from, to := below(dir)
 	var members []string
 	err := r.do(ctx, "list "+dir, func(ctx context.Context) (err error) {
-		members, err = r.client.ZRangeByLex(ctx, r.index(), &redis.ZRangeBy{Min: from, Max: to}).Result()
+		members, err = r.client.ZRangeArgs(ctx, redis.ZRangeArgs{Key: r.index(), Start: from, Stop: to, ByLex: true}).Result()
 		return err
 	})
 	if err != nil {

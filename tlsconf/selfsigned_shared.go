@@ -15,8 +15,10 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// sharedPoll is how often the nodes look whether they still show the same certificate.
-const sharedPoll = time.Minute
+const (
+	sharedPoll     = time.Minute     // how often the nodes look whether they still show the same certificate
+	sharedPatience = 3 * time.Second // every host with such a certificate waits at the start
+)
 
 // SharedSelfSigned is [SelfSigned] for several nodes: all show the same certificate, which lies in Redis until it is due.
 // While Redis cannot be asked, a node shows the one it has, or one of its own.
@@ -113,7 +115,7 @@ func (s *SharedSelfSigned) look() error {
 
 // agree asks for the certificate in Redis, and puts one there if there is none. mine is what was made or held for that.
 func (s *SharedSelfSigned) agree() (agreed, mine *tls.Certificate, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), s.redis.timeout)
+	ctx, cancel := context.WithTimeout(context.Background(), s.redis.patience(sharedPatience))
 	defer cancel()
 	text, err := s.redis.Agree(ctx, s.name, nil, 0)
 	if errors.Is(err, fs.ErrNotExist) {
