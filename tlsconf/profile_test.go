@@ -3,6 +3,7 @@ package tlsconf
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -44,8 +45,18 @@ func rsaSource(t *testing.T) fixed {
 	return fixed{cert}
 }
 
-// each profile takes what it should and no more, with both kinds of keys; what is not said is intermediate.
+// each profile takes what it should and no more, with both kinds of keys; what is not said is intermediate. Go's
+// switches for its defaults make no difference.
 func TestProfiles(t *testing.T) {
+	for _, value := range []string{"0", "1"} {
+		t.Run(value, func(t *testing.T) {
+			t.Setenv("GODEBUG", fmt.Sprintf("tls10server=%[1]s,tlsrsakex=%[1]s,tls3des=%[1]s", value))
+			testProfiles(t)
+		})
+	}
+}
+
+func testProfiles(t *testing.T) {
 	type server struct {
 		profile Profile
 		rsa     bool
