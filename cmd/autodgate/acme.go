@@ -59,6 +59,16 @@ func (c acmeClients) loaded() {
 	}
 }
 
+// running is a client for hosts of one source of certificates; nil if there is none.
+func (c acmeClients) running(source string) issuing {
+	for key, client := range c {
+		if strings.HasPrefix(key, source+"|") && !client.Closed() {
+			return client
+		}
+	}
+	return nil
+}
+
 // ServeHTTP hands a validation by HTTP-01 to the client that has the name.
 func (c acmeClients) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	name := r.Host
@@ -96,7 +106,12 @@ func (c acmeClients) forTable() http.Handler {
 func (f *frontDoor) acmeSource(cfg *config.Config, name string, h *config.Host) (tlsconf.Source, error) {
 	settings, err := acmeSettings(cfg)
 	if err != nil {
-		return nil, err
+		// A reload that cannot read a file takes no certificate away.
+		if client := f.acme.running(h.Certificate.Source); client != nil {
+			f.log.Error().Str("host", name).Err(err).Msg("certificates.acme cannot be used: certificates are shown and renewed as before")
+			return openACME(client, name, h.Aliases)
+		}
+		return nil, fmt.Errorf("certificates.acme: %w", err)
 	}
 	key := h.Certificate.Source + settings.key
 	if client := f.acme[key]; client != nil {

@@ -209,8 +209,8 @@ func (w *acmeWorld) config(listen, acme, hosts string) *config.Config {
 }
 
 // acmePatience is how long a test waits for an order: a key of 2048 bits alone takes a
-// busy machine seconds.
-const acmePatience = 40 * time.Second
+// busy machine seconds, and after a failure the next attempt comes in a minute.
+const acmePatience = 100 * time.Second
 
 const bothPorts = `{https: ["HTTPS"], http: ["HTTP"], admin: []}`
 
@@ -373,6 +373,14 @@ func TestACMEReload(t *testing.T) {
 	if n := w.pebble.orders(); n != 2 {
 		t.Errorf("%d orders", n)
 	}
+	// A file that is gone takes no certificate away.
+	if err := w.front.reload(w.config(bothPorts, `{DIRECTORY, eab: {key_id: kid-1, hmac_key_file: none.key}}`, first+"  eas.contoso.com: {certificate: acme, answer: true}\n")); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := w.shown("mail.contoso.com"); err != nil || !again.Equal(leaf) {
+		t.Errorf("after a reload with a file that is not there: %v", err)
+	}
+	w.log.waitFor(t, "none.key")
 	// With one more name the certificate is another, and the old one is shown until it is there.
 	if err := w.front.reload(w.config(bothPorts, `{DIRECTORY}`, "  mail.contoso.com: {certificate: acme, aliases: [a.contoso.com], answer: true}\n")); err != nil {
 		t.Fatal(err)
