@@ -287,9 +287,9 @@ func TestTicketsOnRedis(t *testing.T) {
 		t.Cleanup(func() { closer.Close() })
 		return listenTLS(t, conf)
 	}
-	one := listen("mail.contoso.com", TicketsOptions{Shared: node(t, StorageOptions{URL: server.URL()})})
-	two := listen("mail.contoso.com", TicketsOptions{Shared: node(t, StorageOptions{URL: server.URL()})})
-	other := listen("owa.contoso.com", TicketsOptions{Shared: node(t, StorageOptions{URL: server.URL()})})
+	one := listen("mail.contoso.com", TicketsOptions{Shared: node(t, StorageOptions{URL: server.URL()}), Patience: time.Minute})
+	two := listen("mail.contoso.com", TicketsOptions{Shared: node(t, StorageOptions{URL: server.URL()}), Patience: time.Minute})
+	other := listen("owa.contoso.com", TicketsOptions{Shared: node(t, StorageOptions{URL: server.URL()}), Patience: time.Minute})
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		conf := &tls.Config{ServerName: "mail.contoso.com", InsecureSkipVerify: true, MaxVersion: version, ClientSessionCache: tls.NewLRUClientSessionCache(4)}
 		for i, step := range []struct {
@@ -307,7 +307,7 @@ func TestTicketsOnRedis(t *testing.T) {
 	if _, err := visit(one, conf); err != nil {
 		t.Fatal(err)
 	}
-	late := listen("mail.contoso.com", TicketsOptions{Shared: node(t, StorageOptions{URL: server.URL()})})
+	late := listen("mail.contoso.com", TicketsOptions{Shared: node(t, StorageOptions{URL: server.URL()}), Patience: time.Minute})
 	if cs, err := visit(late, conf); err != nil || !cs.DidResume {
 		t.Errorf("a node that came later: resumed %t, %v", cs.DidResume, err)
 	}
