@@ -313,6 +313,42 @@ func TestTicketsOnRedis(t *testing.T) {
 	}
 }
 
+// On the wire too a session ends with its key, and Redis forgets the old ones.
+func TestTicketsExpireOnRedis(t *testing.T) {
+	t.Parallel()
+	server := peer.Redis(t)
+	const rotation = 250 * time.Millisecond
+	r := node(t, StorageOptions{URL: server.URL()})
+	tickets := keeper(t, TicketsOptions{Shared: r, Rotation: rotation, Poll: rotation, Patience: time.Minute})
+	conf := serverConfig(t, Intermediate, fixedSource(t))
+	defer tickets.Use(conf, "mail.contoso.com").Close()
+	address := listenTLS(t, conf)
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		client := &tls.Config{ServerName: "mail.contoso.com", InsecureSkipVerify: true, MaxVersion: version, ClientSessionCache: tls.NewLRUClientSessionCache(4)}
+		if _, err := visit(address, client); err != nil {
+			t.Fatal(err)
+		}
+		epoch := func() int64 {
+			tickets.mu.Lock()
+			defer tickets.mu.Unlock()
+			return tickets.epoch
+		}
+		begin := epoch()
+		for end := time.Now().Add(time.Minute); epoch() < begin+ticketsBefore+3; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the keys are not rotated")
+			}
+		}
+		if cs, err := visit(address, client); err != nil || cs.DidResume {
+			t.Errorf("%s: resumed %t with a key that is gone, %v", tls.VersionName(version), cs.DidResume, err)
+		}
+	}
+	keys, err := r.client.Keys(t.Context(), r.shared("session-tickets/*")).Result()
+	if err != nil || len(keys) == 0 || len(keys) > ticketsBefore+3 {
+		t.Errorf("in Redis: %q %v", keys, err)
+	}
+}
+
 // Redis away at the start costs the start a moment, and no handshake.
 func TestTicketsStartWithoutRedis(t *testing.T) {
 	t.Parallel()

@@ -378,3 +378,28 @@ func TestNodesACME(t *testing.T) {
 		})
 	}
 }
+
+// Sessions of mail protocols are resumed on every node too, and not by the website of the same name.
+func TestNodesResumeMail(t *testing.T) {
+	t.Parallel()
+	w := newNodesWorld(t)
+	text := strings.NewReplacer("listen: {", `listen: {imaps: ["127.0.0.1:0"], `, "site: hq, tls", `site: hq, mail: {imaps: bridge, backend: "tls://127.0.0.1:1"}, tls`).Replace(w.config(bridged + "off"))
+	one, two := w.start(t, text), w.start(t, text)
+	agreed(t, one, two)
+	s := newSession(tls.VersionTLS12) // whose ticket comes with the handshake; nobody is behind
+	for i, step := range []struct {
+		address string
+		want    bool
+	}{{one.mail["imaps"][0], false}, {two.mail["imaps"][0], true}, {one.mail["imaps"][0], true}, {two.https[0], false}, {one.mail["imaps"][0], false}} {
+		conf := s.Clone()
+		conf.ServerName = "mail.contoso.com"
+		c, err := tls.Dial("tcp", step.address, conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.ConnectionState().DidResume; got != step.want {
+			t.Errorf("step %d: resumed %t", i, got)
+		}
+		c.Close()
+	}
+}
