@@ -172,7 +172,7 @@ type Host struct {
 
 // Certificate is where a certificate comes from: Source, or the files of one of two forms.
 type Certificate struct {
-	// `acme` (certmagic), `autocert` (one node, no options), or `self_signed` as Exchange set-up makes it.
+	// `acme` (certmagic), `autocert` (one node, one issuer), or `self_signed` as Exchange set-up makes it.
 	Source string `form:"scalar" enum:"acme,autocert,self_signed"`
 	// The certificate and its chain, PEM.
 	Cert string `yaml:"cert" kind:"file" example:"mail.pem"`

@@ -7,10 +7,16 @@
 // never stops serving a good one because a newer one is broken:
 //
 //	files       PEM chain and key, watched for changes      NewFiles
+//	PFX         the same in one file                        NewPFX
 //	self-signed what Exchange set-up makes, renewed         NewSelfSigned, NewSharedSelfSigned
+//	ACME        ordered from issuers, kept by certmagic     NewACME
+//	autocert    the same for one node, small                NewAutocert
+//
+// ACME opens no listener: validations are answered by the http.Handler that [ACME] and [Autocert] are, and by the ValidationConfig
+// of their sources.
 //
 // What must outlive the process, and what several nodes share, is in a [Storage]: a directory, or [Redis]. With the latter
 // [Tickets] lets a client resume its session on any node.
 //
-// Other origins (PFX, ACME) are further Sources; nothing outside this package learns which one a host has.
+// Nothing outside this package learns which origin a certificate has, but for who has to start orders.
 package tlsconf
