@@ -3,8 +3,10 @@ package tlsconf
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +19,7 @@ import (
 	"github.com/mholt/acmez/v3/acme"
 	"github.com/rs/zerolog"
 	"go.uber.org/zap"
+	"golang.org/x/crypto/ocsp"
 )
 
 func newTestACME(t *testing.T, o ACMEOptions) *ACME {
@@ -159,6 +162,60 @@ func TestACMEChallengeAtAnotherNode(t *testing.T) {
 	}
 	if without := acmeSource(t, newTestACME(t, ACMEOptions{Challenges: []string{"http-01"}}), "mail.contoso.com"); without.ValidationConfig() != nil {
 		t.Error("validations by a challenge that may not be used")
+	}
+}
+
+// A stored certificate that names an OCSP responder is shown with its answer; without an answer it is shown all the same.
+func TestACMEStaple(t *testing.T) {
+	ca := issue(t, "CA", nil, isCA)
+	for name, answers := range map[string]bool{"answers": true, "silent": false} {
+		t.Run(name, func(t *testing.T) {
+			responder := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				asked, err := io.ReadAll(r.Body)
+				if err != nil || !answers {
+					http.Error(w, "not today", http.StatusInternalServerError)
+					return
+				}
+				q, err := ocsp.ParseRequest(asked)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				response, err := ocsp.CreateResponse(ca.Certificate, ca.Certificate, ocsp.Response{
+					Status: ocsp.Good, SerialNumber: q.SerialNumber, ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(100 * time.Hour),
+				}, ca.key)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = w.Write(response)
+			}))
+			defer responder.Close()
+			leaf := issue(t, "", ca, func(c *x509.Certificate) {
+				c.DNSNames, c.OCSPServer = []string{"mail.contoso.com"}, []string{responder.URL}
+			})
+			storage := &certmagic.FileStorage{Path: t.TempDir()}
+			const issuer = "acme.contoso.com-directory"
+			for key, data := range map[string][]byte{
+				certmagic.StorageKeys.SiteCert(issuer, "mail.contoso.com"):       certPEM(leaf, ca),
+				certmagic.StorageKeys.SitePrivateKey(issuer, "mail.contoso.com"): keyPEM(t, leaf.key),
+				certmagic.StorageKeys.SiteMeta(issuer, "mail.contoso.com"):       []byte(`{"sans": ["mail.contoso.com"]}`),
+			} {
+				if err := storage.Store(t.Context(), key, data); err != nil {
+					t.Fatal(err)
+				}
+			}
+			a := newTestACME(t, ACMEOptions{Storage: storage, Issuers: []ACMEIssuer{{Directory: "https://acme.contoso.com/directory"}}})
+			src := acmeSource(t, a, "mail.contoso.com")
+			a.Loaded(t.Context())
+			cert, err := src.GetCertificate(&tls.ClientHelloInfo{ServerName: "mail.contoso.com"})
+			if err != nil || !cert.Leaf.Equal(leaf.Certificate) || !src.Leaf().Equal(leaf.Certificate) {
+				t.Fatalf("what is stored is not shown: %v", err)
+			}
+			if stapled := len(cert.OCSPStaple) > 0; stapled != answers {
+				t.Errorf("stapled: %v", stapled)
+			}
+		})
 	}
 }
 
