@@ -177,6 +177,7 @@ func (l *live) certificate(name string) []func(context.Context) findings {
 	if len(f.list) == 0 {
 		f.add(fine, "certificate %s, until %s", proxy.DescribeCertificate(leaf), leaf.NotAfter.UTC().Format(time.DateOnly))
 	}
+	l.carried(&f, name, leaf)
 	chain := parsedChain(cert)
 	return []func(context.Context) findings{func(ctx context.Context) findings {
 		for _, found := range tlsconf.Examine(ctx, chain, tlsconf.ExamineOptions{
@@ -196,6 +197,30 @@ func (l *live) certificate(name string) []func(context.Context) findings {
 		}
 		return f
 	}}
+}
+
+// carried says by which of its names a certificate is good for those of its host, and which nobody needs.
+func (l *live) carried(f *findings, name string, leaf *x509.Certificate) {
+	needs := deployment(l.cfg).Needs()
+	var servers []tlsconf.Need // that may show the same certificate
+	for _, site := range l.cfg.Sites {
+		for _, s := range append(site.Servers, config.Server{URL: "https://" + site.ServerName}) {
+			servers = append(servers, tlsconf.Need{Name: s.Host()})
+		}
+	}
+	have := tlsconf.Hold(leaf, append(needs, servers...))
+	var names []string
+	for _, c := range have.Carried {
+		if c.Host == name && c.By != tlsconf.MatchExact && c.By != tlsconf.MatchCommonName {
+			names = append(names, fmt.Sprintf("%s by %s", c.Name, c.San))
+		}
+	}
+	if len(names) > 0 {
+		f.add(fine, "the certificate is good for %s; Windows Mobile 5.0 and some Palm devices accept no wildcard", strings.Join(names, ", "))
+	}
+	if len(have.Superfluous) > 0 {
+		f.add(fine, "the certificate also carries names that nobody needs here: %s", strings.Join(have.Superfluous, ", "))
+	}
 }
 
 // parsedChain is a certificate with what is sent along.

@@ -345,6 +345,20 @@ func TestLiveCertificate(t *testing.T) {
 	w.check(text, 1, 0, "error: host mail.contoso.com: the certificate: key: RSA with 1024 bits")
 	use("client", peer.Leaf{Silent: true, Extensions: "keyUsage = digitalSignature\nextendedKeyUsage = clientAuth\n"})
 	w.check(text, 1, 0, "error: host mail.contoso.com: the certificate: usage: not for servers")
+	use("wide", peer.Leaf{Silent: true, Extensions: "keyUsage = digitalSignature\nextendedKeyUsage = serverAuth\n"})
+	if out := w.check(text, 0, 0); strings.Contains(out, "nobody needs") || strings.Contains(out, "no wildcard") {
+		t.Error(out)
+	}
+	wide := ca.Issue("star", peer.Leaf{Silent: true, Names: []string{"*.contoso.com", "old.fabrikam.com"}})
+	for from, to := range map[string]string{wide: "mail.pem", ca.File("star.key"): "mail.key"} {
+		b, err := os.ReadFile(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.file(to, string(b))
+	}
+	w.check(text, 0, 0, "fine: host mail.contoso.com: the certificate is good for mail.contoso.com by *.contoso.com; Windows Mobile 5.0",
+		"fine: host mail.contoso.com: the certificate also carries names that nobody needs here: old.fabrikam.com")
 	use("unknown", peer.Leaf{Silent: true})
 	w.roots = x509.NewCertPool()
 	w.check(text, 0, 1, `warning: host mail.contoso.com: the certificate: issuer: the chain ends at "Contoso Issuing"`)
