@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Reason is why a certificate is not accepted. The first four are the ones that the documents know; every client looks for
@@ -121,7 +122,17 @@ type examination struct {
 }
 
 func (e *examination) add(r Reason, s Severity, do, format string, args ...any) {
-	e.found = append(e.found, Finding{r, s, fmt.Sprintf(format, args...), do})
+	e.found = append(e.found, Finding{r, s, oneLine(fmt.Sprintf(format, args...)), do})
+}
+
+// oneLine takes out what a terminal would obey: the names in a certificate are whatever its maker put there.
+func oneLine(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '\uFFFD'
+		}
+		return r
+	}, text)
 }
 
 // issuer looks for a way to a trusted root. The dates are a reason of their own, so that the certificate's do not count here,
@@ -303,17 +314,25 @@ func (e *examination) expiry() {
 	default:
 		e.add(ReasonExpiry, Fine, "", "until %s, %s", end, days(left))
 	}
-	for _, c := range e.chain[1:] {
-		severity, do := Failure, "put the issuer's current intermediate certificate into the file"
+	issuers := e.chain[1:]
+	if e.verified != nil {
+		issuers = slices.Concat(issuers, slices.DeleteFunc(slices.Clone(e.verified[1:]), func(c *x509.Certificate) bool {
+			return slices.ContainsFunc(issuers, c.Equal)
+		}))
+	}
+	for _, c := range issuers {
+		severity, do := Failure, "get the issuer's current certificate, and one from it"
 		if e.verified != nil && !slices.ContainsFunc(e.verified, c.Equal) {
 			// Another way leads to a root. Clients that take the first one stumble all the same.
 			severity, do = Warning, "leave it out"
 		}
 		switch {
 		case e.o.Now.After(c.NotAfter):
-			e.add(ReasonExpiry, severity, do, "the intermediate certificate %q expired on %s", displayName(c), c.NotAfter.UTC().Format(time.DateOnly))
+			e.add(ReasonExpiry, severity, do, "%q, which issued it, expired on %s", displayName(c), c.NotAfter.UTC().Format(time.DateOnly))
+		case e.o.Now.Before(c.NotBefore):
+			e.add(ReasonExpiry, severity, do, "%q, which issued it, is not valid before %s", displayName(c), c.NotBefore.UTC().Format(time.DateTime))
 		case c.NotAfter.Before(e.leaf.NotAfter) && c.NotAfter.Sub(e.o.Now) <= ExpirySoon(c) && severity == Failure:
-			e.add(ReasonExpiry, Warning, do, "the intermediate certificate %q expires on %s, before the certificate", displayName(c), c.NotAfter.UTC().Format(time.DateOnly))
+			e.add(ReasonExpiry, Warning, do, "%q, which issued it, expires on %s, before the certificate", displayName(c), c.NotAfter.UTC().Format(time.DateOnly))
 		}
 	}
 }

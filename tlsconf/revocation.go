@@ -42,7 +42,7 @@ type Revocation struct {
 // Revocations asks whether certificates are revoked. It goes to the network, so it is for checks by people, never for
 // traffic. The zero value is ready.
 type Revocations struct {
-	Client  *http.Client  // nil is one that follows no redirects to other schemes and has no cookies
+	Client  *http.Client  // nil is the usual one, without cookies
 	Timeout time.Duration // of each request; 0 is 5 s
 	Lists   []FileCRL     // looked at beside what the certificate itself names
 	Offline bool          // only look at Lists and at what was stapled

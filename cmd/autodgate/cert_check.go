@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -152,7 +153,7 @@ func (o *certCheck) run(ctx context.Context, w io.Writer, what string) error {
 			return err
 		}
 	} else {
-		fmt.Fprintf(w, "%s: %s, issued by %s, %s, %s\n", what, cmp.Or(leaf.Subject.CommonName, strings.Join(c.Names, ", "), "no name"), cmp.Or(leaf.Issuer.CommonName, c.Issuer), keyKind(leaf), about(leaf))
+		fmt.Fprintf(w, "%s: %q, issued by %q, %s, %s\n", what, cmp.Or(leaf.Subject.CommonName, strings.Join(c.Names, ", "), "no name"), cmp.Or(leaf.Issuer.CommonName, c.Issuer), keyKind(leaf), about(leaf))
 		for _, f := range c.Findings {
 			fmt.Fprintf(w, "%s: %s\n", f.Severity, f)
 		}
@@ -177,7 +178,8 @@ func (o *certCheck) run(ctx context.Context, w io.Writer, what string) error {
 func (o *certCheck) chain(ctx context.Context, what string, options *tlsconf.ExamineOptions) ([]*x509.Certificate, error) {
 	host, port, err := net.SplitHostPort(what)
 	_, missing := os.Stat(what)
-	server := err == nil && host != "" && port != "" && missing != nil
+	_, number := strconv.ParseUint(port, 10, 16)
+	server := err == nil && host != "" && number == nil && missing != nil // C:\mail.pem is none
 	if !server {
 		if o.startTLS != "" {
 			return nil, badUsage(fmt.Errorf("--starttls goes with a server, as in mail.contoso.com:587, not with the file %s", what))
