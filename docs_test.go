@@ -206,8 +206,9 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// What the table of symptoms quotes from the log are words of the program.
-func TestSymptomsQuoteTheProgram(t *testing.T) {
+// programSource is everything the program is written in.
+func programSource(t *testing.T) string {
+	t.Helper()
 	var source strings.Builder
 	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		switch {
@@ -223,6 +224,31 @@ func TestSymptomsQuoteTheProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return source.String()
+}
+
+// What docs/certificates.md quotes from the log are words of the program.
+func TestCertificateErrorsInTheDocuments(t *testing.T) {
+	source := programSource(t)
+	_, section, _ := strings.Cut(read(t, "docs/certificates.md"), "\n## When it does not load\n")
+	quotes := 0
+	for line := range strings.SplitSeq(section, "\n") {
+		quote, _, ok := strings.Cut(strings.TrimPrefix(line, "| `"), "` |")
+		if !ok || !strings.HasPrefix(line, "| `") {
+			continue
+		}
+		if quotes++; !strings.Contains(source, quote) {
+			t.Errorf("the program never says %q", quote)
+		}
+	}
+	if quotes < 8 {
+		t.Errorf("found only %d quotations", quotes)
+	}
+}
+
+// What the table of symptoms quotes from the log are words of the program.
+func TestSymptomsQuoteTheProgram(t *testing.T) {
+	source := programSource(t)
 	_, section, _ := strings.Cut(read(t, "README.md"), "\n## Symptoms")
 	section, _, _ = strings.Cut(section, "\n## ")
 	ours := []string{
@@ -242,7 +268,7 @@ func TestSymptomsQuoteTheProgram(t *testing.T) {
 				continue
 			}
 			quotes++
-			if !strings.Contains(source.String(), quote) {
+			if !strings.Contains(source, quote) {
 				t.Errorf("the program never says %q:\n%s", quote, line)
 			}
 		}

@@ -108,7 +108,7 @@ func ParseSubject(text string) (pkix.Name, error) {
 	}
 	for _, c := range subject.Country {
 		if len(c) != 2 {
-			return subject, fmt.Errorf("C=%s is no country: its code has two letters, as in C=US", c)
+			return subject, fmt.Errorf("the country %s is no code of two letters, as in C=US", c)
 		}
 	}
 	return subject, nil

@@ -38,7 +38,8 @@ func Thumbprint(c *x509.Certificate) string { return fmt.Sprintf("%X", sha1.Sum(
 func Fingerprint(c *x509.Certificate) string { return fmt.Sprintf("%X", sha256.Sum256(c.Raw)) }
 
 // WriteFile writes a file whole or not at all: a reader sees the old one, the new one, or, where there was none, nothing.
-// Without replace a file that is there is left alone, and the error is [fs.ErrExist].
+// Without replace a file that is there is left alone, and the error is [fs.ErrExist]; with it the owner of the old one stays
+// that of the new one, where that is possible: the front door may run as another user than who renews its certificates.
 func WriteFile(path string, data []byte, mode fs.FileMode, replace bool) (err error) {
 	// Made with 0600, in the same directory, which a rename needs.
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
@@ -65,6 +66,9 @@ func WriteFile(path string, data []byte, mode fs.FileMode, replace bool) (err er
 		return err
 	}
 	if replace {
+		if old, err := os.Stat(path); err == nil {
+			keepOwner(tmp.Name(), old)
+		}
 		return os.Rename(tmp.Name(), path)
 	}
 	// A link, other than a rename, fails where there is a file. Some file systems have none; there a moment is left

@@ -1,0 +1,16 @@
+//go:build unix
+
+package tlsconf
+
+import (
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+// keepOwner gives a file the owner of another. Only root may, and nobody else has to.
+func keepOwner(path string, old fs.FileInfo) {
+	if st, ok := old.Sys().(*syscall.Stat_t); ok {
+		_ = os.Chown(path, int(st.Uid), int(st.Gid))
+	}
+}
