@@ -11,6 +11,9 @@
 //	outlook.go    the answer as an Outlook document; errors.go the error document
 //	mobilesync.go the answer as a document for ActiveSync clients
 //
+// soap.go reads SOAP requests and answers them out of resolve; soapanswer.go writes
+// the answers.
+//
 // json.go is Autodiscover V2. It needs no login and goes by the domain alone, so it
 // has only the model in common with the others.
 //
@@ -21,10 +24,10 @@
 // resolve says and what the clients are told. A further dialect brings its own
 // request reader and its own renderer and shares login, resolve and model.
 //
-// Every POX answer is HTTP 200, errors too: to a client any other status means
+// Every POX and SOAP answer is HTTP 200, errors too: to a client any other status means
 // that there is no Autodiscover at this address and that it should look
 // elsewhere. The exceptions are 401, 405, 413, 415 and 429, and for ActiveSync
-// clients 302.
+// clients 302; and faults of SOAP, which are 500.
 //
 // Sources: [MS-OXDSCLI] and [MS-ASCMD] for the documents; the habits of clients named in the
 // comments were read from their code or seen on the wire.

@@ -22,6 +22,7 @@ import (
 // The paths of the dialects, in any letter case. Below v2Path there is more.
 const (
 	poxPath = "/autodiscover/autodiscover.xml"
+	svcPath = "/autodiscover/autodiscover.svc"
 	v2Path  = "/autodiscover/autodiscover.json"
 )
 
@@ -169,6 +170,9 @@ func (h *Handler) reply(r *http.Request) (a reply) {
 	}()
 	if strings.EqualFold(r.URL.Path, poxPath) {
 		return h.pox(r)
+	}
+	if strings.EqualFold(r.URL.Path, svcPath) {
+		return h.soap(r)
 	}
 	if rest, ok := cutPath(r.URL.Path, v2Path); ok {
 		return h.v2(r, rest)
@@ -360,7 +364,8 @@ func documentReply(body []byte) reply {
 
 // loginReply asks for a login. The keys bypass canonicalisation to keep their
 // letter case: some clients look for it. X-SOAP-Enabled leads .NET clients to
-// autodiscover.svc on the same host; that path is 404 until SOAP is answered here.
+// autodiscover.svc on the same host. Its value means nothing to them, only that it is
+// there; so the headers of what is not answered here, such as WS-Security, are left out.
 func (h *Handler) loginReply() reply {
 	return reply{http.StatusUnauthorized, http.Header{
 		"WWW-Authenticate": {h.challenge},

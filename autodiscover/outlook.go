@@ -101,7 +101,7 @@ func protocol(account *etree.Element, kind string) *etree.Element {
 // block with the web services for clients at this place.
 func renderEXCH(account *etree.Element, s *settings) {
 	p := protocol(account, "EXCH")
-	server := organisation(s.legacyDN) + "/cn=Configuration/cn=Servers/cn=" + s.mailboxID
+	server := serverDN(s)
 	text(p, "Server", s.mailboxID)
 	text(p, "ServerDN", server)
 	text(p, "ServerVersion", s.version.hex())
@@ -153,15 +153,33 @@ func renderServices(p *etree.Element, s *settings, base string) {
 		// The options pages moved into OWA with 2013. The others are fragments that
 		// clients append to EcpUrl as text, placeholders in angle brackets included.
 		text(p, "EcpUrl", base+"/owa/")
-		text(p, "EcpUrl-aggr", "?path=/options/connectedaccounts")
-		text(p, "EcpUrl-mt", "options/ecp/PersonalSettings/DeliveryReport.aspx?rfr=olk&exsvurl=1&IsOWA=<IsOWA>&MsgID=<MsgID>&Mbx=<Mbx>&realm="+s.domain)
+		text(p, "EcpUrl-aggr", connectedAccounts)
+		text(p, "EcpUrl-mt", deliveryReports(s.domain))
 	}
 	text(p, "OOFUrl", ews)
+	text(p, "OABUrl", oabURL(s, base))
+}
+
+// connectedAccounts and deliveryReports are what clients append to the address of the
+// options pages.
+const connectedAccounts = "?path=/options/connectedaccounts"
+
+func deliveryReports(domain string) string {
+	return "options/ecp/PersonalSettings/DeliveryReport.aspx?rfr=olk&exsvurl=1&IsOWA=<IsOWA>&MsgID=<MsgID>&Mbx=<Mbx>&realm=" + domain
+}
+
+// oabURL is the directory of the offline address book.
+func oabURL(s *settings, base string) string {
 	oab := base + "/OAB/"
 	if s.addressBook != "" {
 		oab += url.PathEscape(s.addressBook) + "/"
 	}
-	text(p, "OABUrl", oab)
+	return oab
+}
+
+// serverDN is the X.500 name of what EXCH calls the server.
+func serverDN(s *settings) string {
+	return organisation(s.legacyDN) + "/cn=Configuration/cn=Servers/cn=" + s.mailboxID
 }
 
 // renderMapiHTTP is MAPI over HTTP: the type is an attribute, and an URL is there
@@ -198,7 +216,11 @@ func renderWEB(account *etree.Element, s *settings) {
 
 // renderAlternative writes one of the two forms ([MS-OXDSCLI] 2.2.4.1.1.2.1).
 func renderAlternative(account *etree.Element, a directory.AlternativeMailbox) {
-	e := account.CreateElement("AlternativeMailbox")
+	alternative(account.CreateElement("AlternativeMailbox"), a)
+}
+
+// alternative fills an element with an alternative mailbox; SOAP has the same names.
+func alternative(e *etree.Element, a directory.AlternativeMailbox) {
 	text(e, "Type", a.Type)
 	text(e, "DisplayName", a.DisplayName)
 	if a.SMTPAddress != "" {

@@ -147,11 +147,9 @@ type scanner struct {
 	fieldText map[string]string
 }
 
-// scanRequest returns the text of every leaf that is there, trimmed.
-func scanRequest(body []byte) (map[string]string, error) {
-	if len(body) > MaxRequestSize {
-		return nil, errors.New("larger than 8 KiB")
-	}
+// documentBody returns a document without its XML declaration. What is no text of
+// UTF-8 XML 1.0 is an error.
+func documentBody(body []byte) ([]byte, error) {
 	for i, r := range string(body) {
 		if r == utf8.RuneError {
 			if _, size := utf8.DecodeRune(body[i:]); size == 1 {
@@ -172,7 +170,18 @@ func scanRequest(body []byte) (map[string]string, error) {
 		}
 		body = body[len(found):]
 	}
+	return body, nil
+}
 
+// scanRequest returns the text of every leaf that is there, trimmed.
+func scanRequest(body []byte) (map[string]string, error) {
+	if len(body) > MaxRequestSize {
+		return nil, errors.New("larger than 8 KiB")
+	}
+	body, err := documentBody(body)
+	if err != nil {
+		return nil, err
+	}
 	tokens := xml.NewDecoder(bytes.NewReader(body))
 	s := scanner{fieldText: map[string]string{}}
 	for {
