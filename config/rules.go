@@ -84,6 +84,7 @@ const (
 	RuleDefaultListener  Rule = "default-listener"
 	RuleRedirectSelf     Rule = "redirect-self"
 	RuleRedirectChain    Rule = "redirect-chain"
+	RuleRedirectsHTTP    Rule = "redirects-http" // a redirect site without the port it is on
 	RuleVdirAccess       Rule = "vdir-access"
 	RuleVdirNamed        Rule = "vdir-named"
 	RuleVdirNeeds        Rule = "vdir-needs" // less than the protocol of a directory needs
@@ -117,6 +118,7 @@ const (
 	RuleDomainRedirect   Rule = "domain-redirect"
 	RuleDomainSelf       Rule = "domain-self"
 	RuleDomainLoop       Rule = "domain-loop"
+	RuleDomainChain      Rule = "domain-chain" // more redirects than clients follow
 	RuleDomainSite       Rule = "domain-site"
 	RuleDomainUnanswered Rule = "domain-unanswered"
 	RuleAnswerNoDomains  Rule = "answer-no-domains"

@@ -434,9 +434,10 @@ type Domain struct {
 
 // Redirects is the redirect site for many domains.
 type Redirects struct {
-	// The domains, one a line.
+	// The domains, one a line; what follows a # is a comment. It is read again when it changes. Each is served as
+	// autodiscover.DOMAIN and DOMAIN, over plain HTTP; port 443 refuses the names.
 	File string `yaml:"file" kind:"file" required:"true" example:"domains.txt"`
-	// The host name they are all redirected to.
+	// The host name they are all redirected to: that of a server that answers Autodiscover with a certificate of its own.
 	Target string `yaml:"target" kind:"host" required:"true" example:"mail.contoso.com"`
 }
 

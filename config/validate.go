@@ -22,6 +22,7 @@ func (v validator) all() {
 	v.storage()
 	v.sites()
 	v.domains()
+	v.redirects()
 	v.mailboxes()
 	v.inside()
 	v.outside()

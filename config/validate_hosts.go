@@ -153,26 +153,6 @@ func (v validator) needCertificate(p path) {
 	}
 }
 
-func (v validator) redirect(name string, h *Host) {
-	p := hostsPath.key(name).key("redirect")
-	if h.Redirect == "" || v.bad(p) {
-		return
-	}
-	if h.Redirect == name || slices.Contains(h.Aliases, h.Redirect) {
-		v.fail(p, RuleRedirectSelf, "the name of another host", "the host would redirect to itself")
-		return
-	}
-	// AUTODISCOVER 1.4: one hop only. Each further one is a new prompt, or a lost method.
-	if o, ok := v.owners()[h.Redirect]; ok && v.c.Hosts[o.host].Redirect != "" {
-		next := v.c.Hosts[o.host].Redirect
-		want := "the last host of the way"
-		if end, ok := v.owners()[next]; !ok || v.c.Hosts[end.host].Redirect == "" {
-			want = next
-		}
-		v.fail(p, RuleRedirectChain, want, "%s is a redirect host too: it leads on to %s", h.Redirect, next)
-	}
-}
-
 // unusedTLS reports keys of a host's tls that its mode has no use for.
 func (v validator) unusedTLS(p path, why string, keys ...string) {
 	for _, k := range v.given(p.key("tls"), keys...) {

@@ -21,9 +21,6 @@ func (v validator) notInEffect() {
 			say(domainsPath.key(name).key("autodiscover"), "until then: answer or redirect", "autodiscover: bridge is not in effect yet: there is no answer for this domain")
 		}
 	}
-	if v.c.Redirects != nil {
-		say(path{"redirects"}, "until then: a host with redirect for each domain", "redirects is not in effect yet: the domains in the file are unknown hosts")
-	}
 }
 
 // notBuilt refuses what would leave somebody less protected than the file says.

@@ -17,6 +17,7 @@
 //	yamlfile.go    mailboxes.yaml
 //	csvfile.go     mailboxes.csv
 //	static.go      the file behind an atomic pointer, reloaded on change
+//	domains.go     the domains of the redirect site, likewise
 //
 // # The file
 //

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"net/http"
 	"net/url"
 	"strings"
 	"testing"
@@ -73,4 +74,50 @@ func FuzzRedirect(f *testing.F) {
 			t.Fatalf("target %q becomes %q, %v", target, again, err)
 		}
 	})
+}
+
+// Names that are no hosts are asked for in clear, never over TLS; hosts come first.
+func TestPlainHost(t *testing.T) {
+	many := &Host{Name: "mail.contoso.com", Mode: Redirect, RedirectTo: "mail.contoso.com"}
+	own := &Host{Name: "own.example", Mode: Redirect, RedirectTo: "other.contoso.com"}
+	mail := &Host{Name: "mail.contoso.com", Mode: Bridge, Site: &Site{}, VirtualDirectories: Preset(), Policy: "p"}
+	table := &Table{
+		Hosts: map[string]*Host{own.Name: own, mail.Name: mail},
+		PlainHost: func(name string) *Host {
+			if strings.HasSuffix(name, ".example") {
+				return many
+			}
+			return nil
+		},
+	}
+	f := func(o origin, method, name, target, want string) {
+		t.Helper()
+		o.table = table
+		r := routeRequest(o, &requestHead{method: method, target: target, authority: name, hostName: name})
+		got := http.StatusText(r.status)
+		if r.action == actRedirect {
+			got = r.location
+		}
+		if got != want {
+			t.Errorf("%s %s%s: %s, want %s", method, name, target, got, want)
+		}
+	}
+	const xml, at = "/autodiscover/autodiscover.xml", "https://mail.contoso.com/autodiscover/autodiscover."
+	for _, method := range []string{"GET", "HEAD", "POST"} { // AUTODISCOVER 1.4 rule 2
+		f(origin{}, method, "autodiscover.a.example", xml, at+"xml")
+		f(origin{}, method, "autodiscover.a.example", "/AutoDiscover/AutoDiscover.svc", at+"svc")
+		f(origin{}, method, "autodiscover.a.example", "/Autodiscover/Autodiscover.json?x=y", at+"json?RedirectCount=1")
+	}
+	f(origin{}, "PUT", "autodiscover.a.example", xml, "Not Found")
+	f(origin{}, "GET", "autodiscover.a.example", "/", "Not Found")
+	f(origin{}, "GET", "autodiscover.a.example", "/owa/", "Not Found")
+	f(origin{}, "GET", "autodiscover.a.example", "/.well-known/acme-challenge/x", "Not Found")
+	f(origin{}, "GET", "autodiscover.a.org", xml, "Not Found") // rule 4
+	f(origin{}, "GET", "own.example", xml, "https://other.contoso.com/autodiscover/autodiscover.xml")
+	f(origin{secure: true, host: mail}, "GET", "autodiscover.a.example", xml, "Misdirected Request")
+	if d := decide(table, "", hello{ServerName: "autodiscover.a.example"}); d.verdict != refuseTLSName || d.refusal != RefuseAlert { // rule 8
+		t.Errorf("over TLS: %+v", d)
+	}
+	table.PlainHost = nil
+	f(origin{}, "GET", "autodiscover.a.example", xml, "Not Found")
 }

@@ -102,6 +102,9 @@ func findHost(o origin, h *requestHead) (*Host, *route) {
 		return def, nil
 	}
 	host := o.table.Hosts[h.hostName]
+	if host == nil && !o.secure && o.table.PlainHost != nil {
+		host = o.table.PlainHost(h.hostName)
+	}
 	if host == nil && o.nameless && isAddress(strings.Trim(h.hostName, "[]")) {
 		host = o.host // who goes by address has no name for SNI, and means whatever is there
 	}

@@ -45,6 +45,11 @@ type Table struct {
 	// Defaults maps a listener's name to the host for hellos without SNI and for
 	// HTTP/1.0 requests without Host; the key "" stands for every other listener.
 	Defaults map[string]*Host
+	// PlainHost finds the host of a name that is not among Hosts, for plain HTTP alone:
+	// TLS refuses it as unknown. It is for redirect sites of more names than a table of
+	// hosts should hold, is asked for every request, and returns nil for names it does
+	// not know. Nil: there are no others.
+	PlainHost func(name string) *Host
 	// RPCClientAccess maps the names of ServeRPC's listeners, which are their addresses,
 	// to the site whose servers get the connections.
 	RPCClientAccess map[string]*Site

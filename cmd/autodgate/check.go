@@ -26,7 +26,7 @@ func newCheck() *cobra.Command {
 		Use: "check --config FILE", Short: "Validate a configuration and the files it names",
 		Long: `Validate a configuration: every problem at once, each with its place and what
 would be right. Then open the files it names: certificates and keys, CA
-certificates, mailboxes.
+certificates, mailboxes, the domains of the redirect site.
 
 With --directories, also print what every bridged host publishes: its virtual
 directories with their paths, who may reach them, their methods, how long client
@@ -135,6 +135,12 @@ func checkFiles(w io.Writer, cfg *config.Config, doubts bool) (problems, warning
 		if opened != nil {
 			_ = opened.Close()
 		}
+	}
+	if cfg.Redirects != nil {
+		checkRedirects(w, cfg, fail, func(format string, args ...any) {
+			warnings++
+			fmt.Fprintf(w, "warning: "+format+"\n", args...)
+		})
 	}
 	if cfg.Mailboxes != nil && cfg.Mailboxes.File != "" {
 		// The directory warns through its log: show that as lines of ours.

@@ -257,6 +257,15 @@ func (f *frontDoor) buildTable(cfg *config.Config) (_ *proxy.Table, closers []io
 			table.Defaults[address] = h
 		}
 	}
+	if cfg.Redirects != nil {
+		domains, err := directory.OpenDomains(cfg.Path(cfg.Redirects.File), domainsPoll, f.log)
+		if err != nil {
+			return nil, closers, fmt.Errorf("redirects: %w", err)
+		}
+		closers = append(closers, domains)
+		table.PlainHost = redirectSite(domains, cfg.Redirects.Target)
+		f.log.Info().Str("file", cfg.Redirects.File).Int("domains", domains.Len()).Int("bytes", domains.Bytes()).Str("target", cfg.Redirects.Target).Msg("redirect site")
+	}
 	table.ACMEChallenge = f.acme.forTable()
 	return table, closers, nil
 }
