@@ -89,6 +89,8 @@ func decodePFX(data []byte, password string) (certs []*x509.Certificate, key cry
 		return nil, nil, errors.New("the file is empty")
 	case bytes.Contains(data, []byte("-----BEGIN ")):
 		return nil, nil, errors.New("it is PEM, not PKCS #12: give it as {cert: …, key: …}")
+	case bytes.HasPrefix(data, []byte{asn1.TagSequence | 0x20, 0x80}): // a length that is not given
+		return nil, nil, errBER
 	case !isPFX(data):
 		return nil, nil, errors.New("it is not a PFX (PKCS #12)")
 	}
@@ -112,6 +114,8 @@ func decodePFX(data []byte, password string) (certs []*x509.Certificate, key cry
 	return append([]*x509.Certificate{leaf}, others...), key, nil
 }
 
+var errBER = errors.New("it is written in an old form (BER); write it again: openssl pkcs12 -legacy -in OLD -nodes | openssl pkcs12 -export -out NEW")
+
 // explainPFX says what the library means. It has two sentinels; the rest is told apart by its texts, and the tests say
 // when they change.
 func explainPFX(err error, password string) error {
@@ -132,7 +136,7 @@ func explainPFX(err error, password string) error {
 	case strings.Contains(text, "no MAC in data"):
 		return errors.New("it is not protected by a password, and one is given: leave password_file out")
 	case strings.Contains(text, "indefinite length"):
-		return errors.New("it is written in an old form (BER); write it again: openssl pkcs12 -legacy -in OLD -nodes | openssl pkcs12 -export -out NEW")
+		return errBER
 	case errors.As(err, &missing):
 		return fmt.Errorf("it is written in a way this program cannot read (%s); export it with a password and AES or 3DES", text)
 	}

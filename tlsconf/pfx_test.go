@@ -162,6 +162,8 @@ func TestPFXErrors(t *testing.T) {
 	f("PEM", c.all, password, "PFX "+c.all+": it is PEM, not PKCS #12: give it as {cert: …, key: …}")
 	der := file(c.leaf.Raw)
 	f("DER", der, password, "PFX "+der+": it is not a PFX (PKCS #12)")
+	ber := file([]byte{0x30, 0x80, 0x02, 0x01, 0x03, 0x00, 0x00})
+	f("BER", ber, password, "PFX "+ber+": it is written in an old form (BER); write it again: openssl pkcs12 -legacy -in OLD -nodes | openssl pkcs12 -export -out NEW")
 	half := file(good[:len(good)/2])
 	f("half written", half, password, "PFX "+half+": it is not a PFX (PKCS #12)")
 	noKey := written("-in", c.leafPEM, "-nokeys")
