@@ -50,6 +50,10 @@ func (h *Handler) resolve(ctx context.Context, q query, c client) (outcome, erro
 		return failed(codeNotFound, "not a mailbox this login may ask about"), nil
 	}
 
+	if m.RedirectAddress != "" && m.RedirectAddress != q.address {
+		return outcome{redirectAddr: m.RedirectAddress}, nil
+	}
+
 	// A mailbox belongs to the domain of its primary address; where that one is not
 	// answered, the domain that was asked for stands in, and its address with it.
 	address := m.Address

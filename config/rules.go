@@ -55,7 +55,6 @@ const (
 
 	// What this version does not do yet.
 	RuleNotInEffect Rule = "not-in-effect" // accepted, and without effect for now
-	RuleNotBuilt    Rule = "not-built"     // refused: ignoring it would be unsafe
 
 	// What several values say together.
 	RuleNoHosts          Rule = "no-hosts"
@@ -124,6 +123,7 @@ const (
 	RuleAnswerNoDomains  Rule = "answer-no-domains"
 	RuleInternalNobody   Rule = "internal-nobody"
 	RuleMailboxesForm    Rule = "mailboxes-form"
+	RuleLDAPAccount      Rule = "ldap-account" // a name without a password, or the reverse
 
 	// What Extended Protection and the servers outside need.
 	RuleExternalUntrusted     Rule = "external-untrusted-certs"

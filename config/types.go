@@ -449,18 +449,45 @@ type Mailboxes struct {
 	LDAP *LDAP `yaml:"ldap"`
 }
 
-// LDAP is a directory server.
+// LDAP is a directory of one or several servers that hold the same entries.
 type LDAP struct {
-	// ldaps://host or ldaps://host:port.
-	URL string `yaml:"url" kind:"ldap" required:"true" example:"ldaps://dc01.contoso.local"`
+	// The servers, as ldaps://host[:port], or as ldap://host[:port], where TLS begins with STARTTLS. Nothing is ever sent in
+	// clear. Of several, the first that answers is asked.
+	URL LDAPServers `yaml:"url" required:"true" example:"\"ldaps://dc01.contoso.local\""`
 	// Where in the tree the mailboxes are.
-	BaseDN string `yaml:"base_dn" example:"\"DC=contoso,DC=local\""`
-	// The account that searches.
+	BaseDN string `yaml:"base_dn" required:"true" example:"\"DC=contoso,DC=local\""`
+	// The account that searches. Without one, searches are anonymous, which Active Directory does not allow.
 	BindDN string `yaml:"bind_dn" example:"\"CN=autodgate,CN=Users,DC=contoso,DC=local\""`
-	// A file that holds its password.
+	// A file that holds its password, without the line end. It is read for every new connection.
 	PasswordFile string `yaml:"password_file" kind:"file" example:"ldap.pass"`
-	// CA certificates (PEM) that vouch for the server.
+	// CA certificates (PEM) that vouch for the servers. Without it they are the system's.
 	CA string `yaml:"ca" kind:"file" example:"internal-ca.pem"`
+	// Which entries are mailboxes, as an LDAP filter. Those without an address are none in any case.
+	Filter string `yaml:"filter" default:"(|(objectClass=user)(objectClass=inetOrgPerson))"`
+	// The attribute that holds the site of a mailbox.
+	SiteAttribute string `yaml:"site_attribute" example:"extensionAttribute1"`
+	// How long one server may take for one question, with the connection to it.
+	Timeout time.Duration `yaml:"timeout" default:"5s"`
+	// How long what was found is taken as true, and what was not found as missing. Passwords are always checked by a server.
+	CacheAge time.Duration `yaml:"cache_age" default:"1m"`
+	// How many answers are kept, and how many names that are missing; 0 asks every time.
+	CacheEntries int `yaml:"cache_entries" default:"10000"`
+}
+
+// LDAPServers are the servers of a directory: exactly one of URL and URLs is set.
+type LDAPServers struct {
+	// One server.
+	URL string `form:"scalar" kind:"ldap"`
+	// Several, in the order they are asked in.
+	URLs []string `form:"sequence" kind:"ldap"`
+}
+
+// List returns the servers in the order they are asked in.
+func (s LDAPServers) List() []string {
+	if s.URL != "" {
+		return []string{s.URL}
+	}
+	return s.URLs
 }
 
 // Limits is how long to wait, and how much to bear.

@@ -27,7 +27,6 @@ func (v validator) all() {
 	v.inside()
 	v.outside()
 	v.notInEffect()
-	v.notBuilt()
 }
 
 // ordered returns the keys of a table in the order of the file, so that "first" means what a reader takes it for. A key
@@ -209,6 +208,24 @@ func (v validator) mailboxes() {
 	p := path{"mailboxes"}
 	if v.c.Mailboxes != nil && !v.bad(p) && len(v.given(p, "file", "ldap")) != 1 {
 		v.fail(p, RuleMailboxesForm, "one of file and ldap", "it is not clear where the mailboxes are")
+	}
+	if v.c.Mailboxes != nil && v.c.Mailboxes.LDAP != nil {
+		v.ldap(p.key("ldap"), v.c.Mailboxes.LDAP)
+	}
+}
+
+// ldap looks at what only makes sense together. A bind with a name and no password would succeed as one without a name
+// (RFC 4513 section 5.1.2).
+func (v validator) ldap(p path, l *LDAP) {
+	if q := p.key("url"); v.entries[q.String()].shape == shapeList && len(l.URL.URLs) == 0 && !v.bad(q) {
+		v.fail(q, RuleEmptyValue, "ldaps://HOST, or [ldaps://HOST, …]", "the list is empty")
+	}
+	switch given := v.given(p, "bind_dn", "password_file"); {
+	case len(given) != 1 || v.bad(p):
+	case given[0] == "bind_dn":
+		v.failKey(p.key("bind_dn"), RuleLDAPAccount, "password_file as well, or neither for anonymous searches", "the account has no password")
+	default:
+		v.failKey(p.key("password_file"), RuleLDAPAccount, "bind_dn as well, or neither for anonymous searches", "it is not said whose password that is")
 	}
 }
 

@@ -2,7 +2,7 @@ package config
 
 // Every key of the file is accepted from the first release on, so that a file may be written once. What this version does
 // not do yet is said here, all of it, and goes away line by line. Ignoring a key is only fair when nobody is less
-// protected than the file says; the rest is refused.
+// protected than the file says.
 
 // notInEffect warns about what can be ignored for now.
 func (v validator) notInEffect() {
@@ -20,17 +20,5 @@ func (v validator) notInEffect() {
 		if v.c.Domains[name].Autodiscover == "bridge" {
 			say(domainsPath.key(name).key("autodiscover"), "until then: answer or redirect", "autodiscover: bridge is not in effect yet: there is no answer for this domain")
 		}
-	}
-}
-
-// notBuilt refuses what would leave somebody less protected than the file says.
-func (v validator) notBuilt() {
-	refuse := func(p path, want, what, why string) {
-		if !v.bad(p) {
-			v.fail(p, RuleNotBuilt, want, "%s is not built yet, and ignoring it would be unsafe: %s", what, why)
-		}
-	}
-	if v.c.Mailboxes != nil && v.c.Mailboxes.LDAP != nil {
-		refuse(path{"mailboxes", "ldap"}, "mailboxes: {file: FILE}", "mailboxes.ldap", "Autodiscover would answer without asking for a password")
 	}
 }

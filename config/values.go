@@ -51,7 +51,7 @@ var kinds = map[string]kind{
 	"origin":       {read: urlForm{schemes: []string{"https"}, example: "https://mail.contoso.com"}.read, about: "https URL without path", pattern: "^https://[^/?#]+$"},
 	"server":       {read: urlForm{rule: RuleServerURL, schemes: []string{"https", "http"}, example: "https://cas01.contoso.local"}.read, about: "URL without path", pattern: "^https?://[^/?#]+$"},
 	"mail":         {read: urlForm{rule: RuleMailBackend, schemes: []string{"tls", "starttls", "tcp"}, example: "tls://imap.contoso.local:993"}.read, about: "tls://host[:port]", pattern: "^(tls|starttls|tcp)://[^/?#]+$"},
-	"ldap":         {read: urlForm{schemes: []string{"ldaps"}, example: "ldaps://dc01.contoso.local"}.read, about: "ldaps URL without path", pattern: "^ldaps://[^/?#]+$"},
+	"ldap":         {read: urlForm{schemes: []string{"ldaps", "ldap"}, example: "ldaps://dc01.contoso.local"}.read, about: "ldaps://host[:port]", pattern: "^ldaps?://[^/?#]+$"},
 	"autodiscover": {read: urlForm{rule: RuleRedirectURL, schemes: []string{"https"}, path: autodiscoverPath, example: "https://mail.contoso.com/autodiscover/autodiscover.xml"}.read, about: "https URL of an autodiscover.xml", pattern: "^https://"},
 	"redirectaddr": {read: readRedirectAddr, about: "address, or @domain", pattern: "^[^@]*@[^@]+$"},
 	"email":        {read: readEmail, about: "address", format: "email"},

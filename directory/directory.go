@@ -55,6 +55,10 @@ type Mailbox struct {
 	Password     Secret   // plain text or a hash string; empty: nobody can log in
 	Site         string   // name of the Active Directory site it lives in; may be empty
 	Alternatives []AlternativeMailbox
+
+	// RedirectAddress is the address under which a mailbox that lives in another
+	// organisation is known there; usually empty.
+	RedirectAddress string
 }
 
 // AlternativeMailbox is another mailbox that the owner of a [Mailbox] may open,

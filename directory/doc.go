@@ -4,7 +4,7 @@
 // one has this legacyDN, which one has this GUID address, and does this name
 // with this password belong to a mailbox. [Static] answers them from a file,
 // mailboxes.yaml or a .csv of any size, and reads the file again when it
-// changes. Other kinds (LDAP) implement the same interface.
+// changes. [LDAP] asks servers such as Active Directory.
 //
 // How the files map to the code:
 //
@@ -18,6 +18,9 @@
 //	csvfile.go     mailboxes.csv
 //	static.go      the file behind an atomic pointer, reloaded on change
 //	domains.go     the domains of the redirect site, likewise
+//	ldap.go        servers, connections, fail-over, the bind that checks a password
+//	ldapentry.go   questions as filters, entries as mailboxes
+//	ldapcache.go   what servers said, for a while
 //
 // # The file
 //

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -35,8 +36,9 @@ and server may be silent, and the largest request body. What is not listed is 40
 With --live, also look at what it leads to, with a line for each finding: every
 server (connection, TLS, trust, version, health pages, and where Extended
 Protection is on whether it has the certificate that clients see), the hosts'
-certificates and addresses, and the servers outside that clients are sent to. It
-needs no login and changes nothing.
+certificates and addresses, the servers outside that clients are sent to, and the
+servers of an LDAP directory, each with a bind and a count of its mailboxes. It
+needs no login of a user and changes nothing.
 
 Exit status: 0 all is fine, 1 a file or what --live looks at is not, 2 the configuration does not load.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -150,6 +152,18 @@ func checkFiles(w io.Writer, cfg *config.Config, doubts bool) (problems, warning
 			fail("mailboxes: %s", strings.TrimSpace(err.Error()))
 		} else if err := dir.Close(); err != nil {
 			fail("mailboxes: %v", err)
+		}
+	}
+	if cfg.Mailboxes != nil && cfg.Mailboxes.LDAP != nil {
+		if dir, err := silent.openLDAP(cfg); err != nil {
+			fail("%v", err)
+		} else {
+			_ = dir.Close()
+		}
+		if file := cfg.Mailboxes.LDAP.PasswordFile; file != "" {
+			if _, err := os.ReadFile(cfg.Path(file)); err != nil {
+				fail("mailboxes.ldap: password_file: %v", err)
+			}
 		}
 	}
 	return problems, warnings

@@ -483,6 +483,14 @@ func (f *frontDoor) buildAnswer(cfg *config.Config) (*autodiscover.Handler, io.C
 	if cfg.Mailboxes == nil {
 		return autodiscover.NewHandler(o), nil, nil
 	}
+	if cfg.Mailboxes.LDAP != nil {
+		dir, err := f.openLDAP(cfg)
+		if err != nil {
+			return nil, nil, err
+		}
+		o.Directory = dir
+		return autodiscover.NewHandler(o), dir, nil
+	}
 	var options []directory.Option
 	if f.lab {
 		options = append(options, directory.Lab())
@@ -493,6 +501,30 @@ func (f *frontDoor) buildAnswer(cfg *config.Config) (*autodiscover.Handler, io.C
 	}
 	o.Directory = dir
 	return autodiscover.NewHandler(o), dir, nil
+}
+
+// openLDAP makes the directory of mailboxes.ldap. Nothing is asked yet.
+func (f *frontDoor) openLDAP(cfg *config.Config) (*directory.LDAP, error) {
+	l := cfg.Mailboxes.LDAP
+	o := directory.LDAPOptions{
+		Servers: l.URL.List(), BaseDN: l.BaseDN, BindDN: l.BindDN, Filter: l.Filter, SiteAttribute: l.SiteAttribute,
+		Timeout: l.Timeout, CacheAge: l.CacheAge, CacheEntries: l.CacheEntries, Dial: f.dial, Logger: f.log,
+	}
+	if l.PasswordFile != "" {
+		o.PasswordFile = cfg.Path(l.PasswordFile)
+	}
+	if l.CA != "" {
+		roots, err := tlsconf.LoadRoots(cfg.Path(l.CA))
+		if err != nil {
+			return nil, fmt.Errorf("mailboxes.ldap: ca: %w", err)
+		}
+		o.TLS = &tls.Config{RootCAs: roots}
+	}
+	dir, err := directory.OpenLDAP(o)
+	if err != nil {
+		return nil, fmt.Errorf("mailboxes: %w", err)
+	}
+	return dir, nil
 }
 
 // loginLimits are the limits of failed logins.

@@ -100,6 +100,9 @@ func checkLive(ctx context.Context, w io.Writer, cfg *config.Config, o liveOptio
 	for _, t := range l.outside() {
 		jobs = append(jobs, func(ctx context.Context) findings { return l.target(ctx, t) })
 	}
+	if cfg.Mailboxes != nil && cfg.Mailboxes.LDAP != nil {
+		jobs = append(jobs, l.directory)
+	}
 	for _, f := range runSome(ctx, jobs) {
 		for _, found := range f.list {
 			switch found.severity {
@@ -128,6 +131,27 @@ func runSome(ctx context.Context, jobs []func(context.Context) findings) []findi
 	}
 	wg.Wait()
 	return out
+}
+
+// directory looks at the servers that know the mailboxes.
+func (l *live) directory(ctx context.Context) findings {
+	f := findings{where: "mailboxes.ldap"}
+	dir, err := (&frontDoor{log: zerolog.Nop(), dial: l.o.Dial}).openLDAP(l.cfg)
+	if err != nil {
+		return f // a file, which has been looked at before
+	}
+	defer dir.Close()
+	for _, r := range dir.Look(ctx) {
+		switch {
+		case r.Err != nil:
+			f.add(failure, "%s: %v", r.Server, r.Err)
+		case r.Mailboxes == 0:
+			f.add(doubt, "%s answers, and has no mailboxes below base_dn; look at base_dn, at filter, and at what bind_dn may read", r.Server)
+		default:
+			f.add(fine, "%s answers; mailboxes: %d", r.Server, r.Mailboxes)
+		}
+	}
+	return f
 }
 
 // shared looks at the storage that several nodes share.
