@@ -202,6 +202,15 @@ _autodiscover._tcp.contoso.com SRV 0 0 443 mail.contoso.com`)
 	f("B8", Deployment{Namespaces: []Namespace{mail, auto}, Domains: []MailDomain{contoso}, Sites: []ServerSite{hq}, Redirected: "autodiscover.contoso.com"},
 		"consolidated hosted\nseveral names (SAN): mail.contoso.com autodiscover.contoso.com"+a1+"\nautodiscover.DOMAIN of each hosted domain CNAME mail.contoso.com")
 	f("B9", Deployment{Namespaces: []Namespace{{Host: "eas.contoso.com", Mode: "passthrough", Site: "hq"}}, Sites: []ServerSite{hq}}, "consolidated\nnone: \neas.contoso.com A/AAAA front")
+	self := mail
+	self.Certificate = "self_signed"
+	b1 := Deployment{Namespaces: []Namespace{self}, Sites: []ServerSite{hq}}
+	f("B1", b1, "consolidated\nsingle name: mail.contoso.com\nmail.contoso.com A/AAAA front")
+	if p := b1.Plan(); len(p.Recommended.Limits) > 0 || !slices.ContainsFunc(p.Others, func(o Option) bool {
+		return o.Kind == KindSelfSigned && len(o.Limits) == 1 && o.Limits[0].ID == "self-signed"
+	}) {
+		t.Errorf("B1: %+v", p)
+	}
 	f("one name", Deployment{Namespaces: []Namespace{mail}, Sites: []ServerSite{hq}}, "consolidated\nsingle name: mail.contoso.com\nmail.contoso.com A/AAAA front")
 	acme := mail
 	acme.Certificate = "acme"

@@ -70,6 +70,7 @@ const (
 	KindSeveral        = "several with a single name"
 	KindACME           = "ACME"
 	KindOwnCA          = "own CA"
+	KindSelfSigned     = "self-signed"
 )
 
 // caHints are what to look at when choosing a CA.
@@ -94,9 +95,6 @@ func (d Deployment) Plan() Plan {
 		c.Exchange = with(c.Exchange, s.Exchange)
 	}
 	for _, ns := range d.Namespaces {
-		if ns.Certificate == "self_signed" {
-			c.SelfSigned = true
-		}
 		if slices.Contains(ns.Services, "rpc") && c.Principal == "" && ns.Certificate != "" {
 			c.Principal = ns.Host
 		}
@@ -105,7 +103,6 @@ func (d Deployment) Plan() Plan {
 		}
 	}
 	p.Recommended.limits(c)
-	c.SelfSigned = false // the other ways are ways out of it
 	for i := range p.Others {
 		p.Others[i].limits(c)
 	}
@@ -119,7 +116,7 @@ func (d Deployment) Plan() Plan {
 
 // limits adds the limits of clients that matter with an option.
 func (o *Option) limits(c Circumstances) {
-	c.PrivateCA = o.Kind == KindOwnCA
+	c.PrivateCA, c.SelfSigned = o.Kind == KindOwnCA, o.Kind == KindSelfSigned
 	certificates := o.Certificates
 	if len(certificates) == 0 {
 		certificates, c.Principal, c.Mail = [][]string{nil}, "", nil
@@ -406,6 +403,15 @@ func (p *Plan) options(d Deployment) {
 	}
 	if r.Kind != KindACME && !slices.ContainsFunc(here, internalName) {
 		add(KindACME, "certificate: acme on each host: free and renewed by itself; port 443 or 80 must be reachable for the issuer, or DNS be changed by dns-01")
+	}
+	var selfSigned [][]string
+	for _, ns := range d.ordered() {
+		if ns.Certificate == "self_signed" {
+			selfSigned = append(selfSigned, hostNames(ns))
+		}
+	}
+	if len(selfSigned) > 0 {
+		add(KindSelfSigned, "as it is now: free, for tests; Outlook in the domain is silent, elsewhere it asks, and so do browsers", selfSigned...)
 	}
 	add(KindOwnCA, "free; its root must be on every client, which many mobile devices do not allow")
 }

@@ -27,7 +27,8 @@ func newCheck() *cobra.Command {
 		Use: "check --config FILE", Short: "Validate a configuration and the files it names",
 		Long: `Validate a configuration: every problem at once, each with its place and what
 would be right. Then open the files it names: certificates and keys, CA
-certificates, mailboxes, the domains of the redirect site.
+certificates, mailboxes, the domains of the redirect site; and say why clients
+would refuse a certificate.
 
 With --directories, also print what every bridged host publishes: its virtual
 directories with their paths, who may reach them, their methods, how long client
