@@ -83,7 +83,8 @@ const (
 	RuleDefaultListener  Rule = "default-listener"
 	RuleRedirectSelf     Rule = "redirect-self"
 	RuleRedirectChain    Rule = "redirect-chain"
-	RuleRedirectsHTTP    Rule = "redirects-http" // a redirect site without the port it is on
+	RuleRedirectRefused  Rule = "redirect-refused" // to a host of ours that refuses TLS
+	RuleRedirectsHTTP    Rule = "redirects-http"   // a redirect site without the port it is on
 	RuleVdirAccess       Rule = "vdir-access"
 	RuleVdirNamed        Rule = "vdir-named"
 	RuleVdirNeeds        Rule = "vdir-needs" // less than the protocol of a directory needs

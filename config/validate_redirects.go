@@ -155,6 +155,14 @@ func (v validator) domainRedirects() {
 		}
 	}
 	for _, name := range names {
+		if d := v.c.Domains[name]; d.Autodiscover == "redirect" && d.RedirectURL != "" {
+			if o, ok := owners[v.ownHost(d.RedirectURL)]; ok && v.c.Hosts[o.host].Redirect != "" && !v.has(hostsPath.key(o.host).key("certificate")) {
+				v.fail(domainsPath.key(name).key("redirect_url"), RuleRedirectRefused, "a URL with "+v.c.Hosts[o.host].Redirect+", or a certificate for "+o.host,
+					"%s is a redirect host without certificate: it refuses https", o.host)
+			}
+		}
+	}
+	for _, name := range names {
 		v.follow(owners, name, left)
 	}
 	for _, name := range names {
