@@ -130,6 +130,9 @@ func do(h http.Handler, r *http.Request) answer {
 	return answer{w.Code, w.Header(), w.Body.String()}
 }
 
+// field returns the values of a header in the letter case of the wire.
+func (a answer) field(key string) []string { return a.header[key] }
+
 var codePattern = regexp.MustCompile(`<ErrorCode>(\d+)</ErrorCode>`)
 
 // code is the ErrorCode of an answer, "" if there is none.

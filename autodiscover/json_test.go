@@ -82,11 +82,12 @@ func TestV2RequestLines(t *testing.T) {
 // isV2 checks what all V2 documents have in common.
 func isV2(t *testing.T, a answer) {
 	t.Helper()
-	marked := len(a.header["jsonerror"]) == 1 && a.header["jsonerror"][0] == "true"
+	mark := a.field("jsonerror")
+	marked := len(mark) == 1 && mark[0] == "true"
 	if a.header.Get("Content-Type") != "application/json; charset=utf-8" || !json.Valid([]byte(a.body)) || marked != (a.status >= 400) {
 		t.Errorf("%d %v %s", a.status, a.header, a.body)
 	}
-	if a.header["WWW-Authenticate"] != nil {
+	if a.field("WWW-Authenticate") != nil {
 		t.Error("V2 asks for a login")
 	}
 }

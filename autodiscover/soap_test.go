@@ -157,7 +157,7 @@ func TestSOAPWantsALogin(t *testing.T) {
 	isChallenge(t, askSOAP(h, "", "pat@contoso.com", "wrong", func(r *http.Request) { r.Body, r.ContentLength = io.NopCloser(unreadable{t}), 100 }))
 	isChallenge(t, askSOAP(h, "", "", "", func(r *http.Request) { r.Method = "GET" })) // the probe
 	probe := askSOAP(h, "", "pat@contoso.com", "secret", func(r *http.Request) { r.Method = "GET" })
-	if probe.status != 200 || probe.header["X-SOAP-Enabled"] == nil {
+	if probe.status != 200 || probe.field("X-SOAP-Enabled") == nil {
 		t.Errorf("GET with a login: %d %v", probe.status, probe.header)
 	}
 	if a := askSOAP(h, "", "pat@contoso.com", "secret", func(r *http.Request) { r.Method = "PUT" }); a.status != 405 || a.header.Get("Allow") != "GET, HEAD, POST" {
@@ -172,7 +172,7 @@ func TestSOAPWantsALogin(t *testing.T) {
 	// Where no login is needed, the probe of the XML document says it as well.
 	o := testOptions(t)
 	o.Directory = nil
-	if a := do(NewHandler(o), request("", "", "", func(r *http.Request) { r.Method = "GET" })); a.header["X-SOAP-Enabled"] == nil {
+	if a := do(NewHandler(o), request("", "", "", func(r *http.Request) { r.Method = "GET" })); a.field("X-SOAP-Enabled") == nil {
 		t.Errorf("GET without directory: %v", a.header)
 	}
 }
