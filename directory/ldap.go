@@ -31,6 +31,9 @@ const (
 	// addresses has 20 KiB.
 	maxMessage = 1 << 20
 	maxAnswer  = 16 << 20
+	// maxDiagnostic is how much of what a server says about an error goes into the
+	// log, in bytes.
+	maxDiagnostic = 300
 
 	// maxSameName is how many entries may have the name that is looked for.
 	maxSameName = 8
@@ -468,6 +471,10 @@ func (c *ldapConn) run(ctx context.Context, f func() error) (err error) {
 		}
 		if !stop() {
 			err = fmt.Errorf("no answer in time: %w", context.Cause(ctx))
+		}
+		var e *ldap.Error
+		if errors.As(err, &e) && e.Err != nil && len(e.Err.Error()) > maxDiagnostic {
+			err = ldap.NewError(e.ResultCode, errors.New(strings.ToValidUTF8(e.Err.Error()[:maxDiagnostic], "")))
 		}
 	}()
 	return f()
