@@ -344,6 +344,9 @@ func (l *leading) first(order []*Backend) []*Backend {
 	return append(append(out, order[:i]...), order[i+1:]...)
 }
 
+// belongs tells whether the client has a backend of its own.
+func (l *leading) belongs() bool { return l != nil && l.wanted != nil }
+
 // learned takes up the cookies that a server gives to a client, and adds ours to
 // head, a whole response head, if the client needs one.
 func (l *leading) learned(head []byte, fields []field, b *Backend) []byte {

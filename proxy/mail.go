@@ -198,7 +198,7 @@ func (m *mailConn) dial(ctx context.Context, ready func(context.Context, *upstre
 	site := m.mail.Site
 	var errs []error
 	for order := slices.Clone(site.order("")); ; {
-		u, err := m.srv.connect(ctx, site, order, m.srv.dial.tcp)
+		u, err := m.srv.connect(ctx, site, order, false, m.srv.dial.tcp)
 		if err != nil {
 			return nil, errors.Join(append(errs, err)...)
 		}

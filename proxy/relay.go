@@ -372,7 +372,7 @@ func (s *session) upstream(ctx context.Context, rt route, l *leading) (*upstream
 	if order == nil {
 		order = site.order(dir)
 	}
-	u, err := s.dial(ctx, rt.host, l.first(order))
+	u, err := s.dial(ctx, rt.host, l.first(order), l.belongs())
 	if err != nil {
 		return nil, err
 	}
@@ -385,7 +385,7 @@ func (s *session) upstream(ctx context.Context, rt route, l *leading) (*upstream
 
 // dial connects to a server of the host's site. If that takes its time, it is a wait on the client
 // too, and ends when the client leaves.
-func (s *session) dial(ctx context.Context, host *Host, order []*Backend) (*upstream, error) {
+func (s *session) dial(ctx context.Context, host *Host, order []*Backend, led bool) (*upstream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s.conn.SetReadDeadline(time.Time{})
@@ -400,7 +400,7 @@ func (s *session) dial(ctx context.Context, host *Host, order []*Backend) (*upst
 	connect := func(ctx context.Context, a *attempt, timeout time.Duration) (*upstream, error) {
 		return s.srv.dial.connect(ctx, host, a, timeout)
 	}
-	u, err := s.srv.connect(ctx, host.Site, s.agreeing(host.Site, order), s.bound(host.Site, connect))
+	u, err := s.srv.connect(ctx, host.Site, s.agreeing(host.Site, order), led, s.bound(host.Site, connect))
 	if !watch.Stop() {
 		close(stop)
 		s.conn.SetReadDeadline(past)

@@ -65,7 +65,7 @@ func (s *Server) dialFor(ctx context.Context, site *Site, v *VirtualDirectory, g
 		led = site.leadSource(group, dir, client)
 		led.claim(order[0].known(site), dir)
 	}
-	u, err := s.connect(ctx, site, led.first(order), connect)
+	u, err := s.connect(ctx, site, led.first(order), led.belongs(), connect)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -51,9 +51,13 @@ const defaultConnectTimeout = 5 * time.Second
 // is tried beside it. One that drops packets would cost every client the whole time
 // limit; on the way to a server next door a connection takes milliseconds. A TLS
 // handshake, which waits for processors on both sides, is given some times more.
+//
+// A client that belongs to a backend loses what it has there when another one wins, so
+// that one gets the time in which TCP repeats a lost SYN (RFC 6298: after 1 s).
 const (
 	hedgeAfter          = 300 * time.Millisecond
 	hedgeHandshakeAfter = 900 * time.Millisecond
+	hedgeLedAfter       = 2500 * time.Millisecond
 )
 
 // attempt is one try to connect to a backend.
@@ -62,12 +66,16 @@ type attempt struct {
 	begun   time.Time
 	tcp     atomic.Bool // there is a TCP connection
 	apart   atomic.Bool // its outcome says nothing of what the site's servers are checked for
+	led     bool        // the client belongs there
 	over    bool
 }
 
 // slow tells whether another backend is worth a try meanwhile.
 func (a *attempt) slow() bool {
 	d := time.Since(a.begun)
+	if a.led {
+		return d >= hedgeLedAfter
+	}
 	return d >= hedgeHandshakeAfter || d >= hedgeAfter && !a.tcp.Load()
 }
 
@@ -77,8 +85,9 @@ type connectFunc func(ctx context.Context, a *attempt, timeout time.Duration) (*
 // connect makes a connection to the first of the site's backends, in the given
 // order, that takes it. Nothing has been sent to any of them yet, so trying the next
 // one repeats no request. One that is slow gets company, and who is first
-// wins. The error names every backend tried and why it failed.
-func (s *Server) connect(ctx context.Context, site *Site, order []*Backend, connect connectFunc) (*upstream, error) {
+// wins. led says that the client belongs to the first. The error names every backend
+// tried and why it failed.
+func (s *Server) connect(ctx context.Context, site *Site, order []*Backend, led bool, connect connectFunc) (*upstream, error) {
 	timeout := site.ConnectTimeout
 	if timeout <= 0 {
 		timeout = defaultConnectTimeout
@@ -108,7 +117,7 @@ func (s *Server) connect(ctx context.Context, site *Site, order []*Backend, conn
 		if err := site.await(ctx, b); err != nil {
 			return err
 		}
-		a := &attempt{backend: b, begun: time.Now()}
+		a := &attempt{backend: b, begun: time.Now(), led: led && len(attempts) == 0}
 		attempts = append(attempts, a)
 		running++
 		go func() {

@@ -756,7 +756,7 @@ func TestCancel(t *testing.T) {
 	}
 	f(func(w *world, _ *Walker, reached func()) {
 		w.a("autodiscover.contoso.com")
-		w.set("autodiscover.contoso.com", &host{raw: func(net.Conn) { reached() }})
+		w.set("autodiscover.contoso.com", &host{raw: func(c net.Conn) { reached(); hang(c) }})
 	})
 	f(func(w *world, _ *Walker, reached func()) {
 		w.tls(func(_ http.ResponseWriter, r *http.Request) { reached(); <-r.Context().Done() }, "autodiscover.contoso.com")
