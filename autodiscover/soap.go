@@ -28,6 +28,7 @@ const (
 
 	maxSOAPDepth    = 16
 	maxSOAPElements = 2048
+	maxSOAPPrefixes = 64  // declared at one place, by an element and those around it
 	maxSOAPUsers    = 100 // also of domains
 	maxSOAPSettings = 256
 )
@@ -405,7 +406,9 @@ func (n *xmlNode) resolve(attributes []xml.Attr) error {
 			}
 			cloned = true
 		}
-		n.prefixes[declared] = a.Value
+		if n.prefixes[declared] = a.Value; len(n.prefixes) > maxSOAPPrefixes {
+			return errors.New("declares too many prefixes")
+		}
 	}
 	for _, prefix := range append([]string{n.raw.Space}, attributePrefixes(n.attrs)...) {
 		if _, ok := n.prefixes[prefix]; prefix != "" && prefix != "xml" && !ok {

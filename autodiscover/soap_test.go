@@ -3,6 +3,7 @@ package autodiscover
 import (
 	"context"
 	"encoding/xml"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -401,6 +402,29 @@ func TestSOAPRefuses(t *testing.T) {
 	a := askSOAP(h, userRequest([]string{"pat@contoso.com"}, "UserDN", "UserDN"), "pat@contoso.com", "secret")
 	if v := a.values("Value"); len(v) != 1 {
 		t.Errorf("a setting that is asked for twice is told %d times", len(v))
+	}
+}
+
+// Every element that declares a prefix has all of its parents' as well: few bytes could
+// take much memory.
+func TestSOAPPrefixesAreBounded(t *testing.T) {
+	nested := func(prefixes int) []byte {
+		begin, end := `<s:Envelope xmlns:s="`+nsEnvelope+`">`, "</s:Envelope>"
+		for i := 1; i < prefixes; {
+			begin, end = begin+"<a", "</a>"+end
+			for n := 0; n < 20 && i < prefixes; n++ {
+				begin += fmt.Sprintf(` xmlns:p%d="x"`, i)
+				i++
+			}
+			begin += ">"
+		}
+		return []byte(begin + strings.Repeat(`<a xmlns:s="y"/>`, 1000) + end)
+	}
+	if _, err := scanSOAP(nested(maxSOAPPrefixes)); err != nil {
+		t.Errorf("%d prefixes: %v", maxSOAPPrefixes, err)
+	}
+	if _, err := scanSOAP(nested(maxSOAPPrefixes + 1)); err == nil {
+		t.Errorf("%d prefixes are accepted", maxSOAPPrefixes+1)
 	}
 }
 
