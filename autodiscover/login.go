@@ -34,6 +34,14 @@ func (h *Handler) login(r *http.Request, source netip.Addr) loginResult {
 	var counted []string // what a failure counts against
 	for i := range readings {
 		names[i] = h.loginName(readings[i].Name)
+		// The name alone as well, under which logins at bridged hosts are counted.
+		counted = append(counted, throttle.Name(names[i]))
+	}
+	// Who is shut out whatever accounts the names have costs the directory nothing.
+	if wait := h.throttle.Shut(source, names[0], counted...); wait > 0 {
+		return h.shutOut(source, wait)
+	}
+	for i := range names {
 		accounts, err := h.directory.Accounts(r.Context(), names[i])
 		if err != nil {
 			return loginResult{err: err}
@@ -41,15 +49,14 @@ func (h *Handler) login(r *http.Request, source netip.Addr) loginResult {
 		if len(accounts) == 0 {
 			accounts = []string{"unknown " + names[i]}
 		}
-		// The name alone as well, under which logins at bridged hosts are counted.
-		counted = append(append(counted, accounts...), throttle.Name(names[i]))
+		counted = append(counted, accounts...)
 	}
 	attempt, wait, err := h.throttle.Begin(r.Context(), source, names[0], counted...)
-	if err != nil || wait > 0 {
-		if wait > 0 {
-			h.log.Info().Stringer("source", source).Dur("wait_ms", wait).Msg("login refused after too many failures")
-		}
-		return loginResult{wait: wait, err: err}
+	switch {
+	case err != nil:
+		return loginResult{err: err}
+	case wait > 0:
+		return h.shutOut(source, wait)
 	}
 	// A panic below must not leave the attempt counted as running.
 	v := throttle.Undecided
@@ -69,6 +76,11 @@ func (h *Handler) login(r *http.Request, source netip.Addr) loginResult {
 	h.log.Warn().Stringer("source", source).Msg("login failed")
 	h.log.Debug().Stringer("source", source).Str("user", names[0]).Msg("login failed")
 	return loginResult{}
+}
+
+func (h *Handler) shutOut(source netip.Addr, wait time.Duration) loginResult {
+	h.log.Info().Stringer("source", source).Dur("wait_ms", wait).Msg("login refused after too many failures")
+	return loginResult{wait: wait}
 }
 
 // loginName is the name under which a login is checked and counted. In a domain

@@ -184,3 +184,45 @@ type failingLogin struct{ directory.Directory }
 func (failingLogin) Authenticate(context.Context, string, string) (*directory.Mailbox, error) {
 	return nil, errors.New("connection refused")
 }
+
+// askedDirectory counts the questions about accounts.
+type askedDirectory struct {
+	directory.Directory
+	accounts int
+}
+
+func (a *askedDirectory) Accounts(ctx context.Context, name string) ([]string, error) {
+	a.accounts++
+	return a.Directory.Accounts(ctx, name)
+}
+
+// A source that is shut out costs the directory nothing, but for the users who are
+// known there.
+func TestShutOutWithoutTheDirectory(t *testing.T) {
+	o := testOptions(t)
+	asked := &askedDirectory{Directory: o.Directory}
+	o.Directory = asked
+	o.Throttle = throttle.New(throttle.Limits{PerSource: 3}, o.Now)
+	h := NewHandler(o)
+	if a := do(h, request("", "lee@contoso.com", "lee's")); a.status != 200 {
+		t.Fatalf("lee: %d", a.status)
+	}
+	for i := range 3 {
+		isChallenge(t, do(h, request("", fmt.Sprintf("u%d@contoso.com", i), "x")))
+	}
+	before := asked.accounts
+	for _, name := range []string{"pat@contoso.com", "nobody@contoso.com", "zoë@contoso.com"} {
+		if a := do(h, request("", name, "x")); a.status != 429 {
+			t.Errorf("%s: %d, want 429", name, a.status)
+		}
+	}
+	if asked.accounts != before {
+		t.Errorf("a source that is shut out made %d questions", asked.accounts-before)
+	}
+	if n := o.Throttle.Counts().Refused; n != 3 {
+		t.Errorf("%d counted as refused, want 3", n)
+	}
+	if a := do(h, request("", "lee@contoso.com", "lee's")); a.status != 200 {
+		t.Errorf("lee, known there: %d", a.status)
+	}
+}

@@ -195,6 +195,22 @@ func (t *Throttle) Begin(ctx context.Context, source netip.Addr, typed string, n
 	}
 }
 
+// Shut returns how long an attempt would have to wait, going by some of the names that
+// Begin is to be given; 0 says nothing, since the others may be shut out. It begins
+// nothing: who has to look up the others need not do it for who is refused anyway.
+func (t *Throttle) Shut(source netip.Addr, typed string, names ...string) (wait time.Duration) {
+	a := &Attempt{t: t, source: t.source(source), typed: maphash.String(t.seed, typed)}
+	for _, name := range names {
+		a.add(maphash.String(t.seed, name))
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if wait, _ = t.look(a); wait > 0 {
+		t.refused.Add(1)
+	}
+	return wait
+}
+
 // add adds a user, once.
 func (a *Attempt) add(user uint64) {
 	for _, u := range a.users {
