@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -304,6 +305,40 @@ func TestDNSHook(t *testing.T) {
 	defer cancel()
 	if err := h.CleanUp(ctx, "_acme-challenge.mail.", "x"); err != nil {
 		t.Error(err)
+	}
+}
+
+// A stored certificate that has expired is ordered anew after the start, when validations can be answered, and holds nobody
+// up before.
+func TestAutocertExpired(t *testing.T) {
+	var asked atomic.Int32
+	issuer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		http.Error(w, "", http.StatusNotFound)
+	}))
+	defer issuer.Close()
+	now := time.Now()
+	for name, end := range map[string]time.Time{"old.contoso.com": now.AddDate(0, 0, -1), "good.contoso.com": now.AddDate(0, 3, 0)} {
+		pair, err := MakeSelfSigned([]string{name}, RSA2048, now.AddDate(0, -3, 0), end)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := KeyPEM(pair.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := NewAutocert(AutocertOptions{Dir: t.TempDir(), Directory: issuer.URL})
+		if err := a.manager.Cache.Put(t.Context(), name+"+rsa", append(key, CertificatesPEM(pair.Chain...)...)); err != nil {
+			t.Fatal(err)
+		}
+		s, err := a.Source(name, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Leaf() != nil; got != end.After(now) || asked.Load() != 0 {
+			t.Errorf("%s: shown: %t; requests to the issuer before the start: %d", name, got, asked.Load())
+		}
+		s.Close()
 	}
 }
 

@@ -183,7 +183,8 @@ func (a *Autocert) Source(name string, aliases []string) (*AutocertSource, error
 	}
 	a.mu.Unlock()
 	for _, c := range fresh {
-		if _, err := a.manager.Cache.Get(c.ctx, c.name+"+rsa"); err == nil {
+		// One that autocert would not take it would order anew, here and now: for minutes, before anybody can answer.
+		if data, err := a.manager.Cache.Get(c.ctx, c.name+"+rsa"); err == nil && usable(data, c.name, time.Now()) {
 			if cert, err := a.manager.GetCertificate(c.hello()); err == nil {
 				c.current.Store(cert)
 			}
@@ -191,6 +192,16 @@ func (a *Autocert) Source(name string, aliases []string) (*AutocertSource, error
 		go a.keep(c)
 	}
 	return s, nil
+}
+
+// usable tells whether autocert takes what it has stored under a name.
+func usable(data []byte, name string, now time.Time) bool {
+	pair, err := tls.X509KeyPair(data, data)
+	if err != nil {
+		return false
+	}
+	leaf, err := x509.ParseCertificate(pair.Certificate[0])
+	return err == nil && leaf.PublicKeyAlgorithm == x509.RSA && leaf.VerifyHostname(name) == nil && !now.Before(leaf.NotBefore) && !now.After(leaf.NotAfter)
 }
 
 // keep holds the current certificate of a name. autocert renews it by itself.
