@@ -92,6 +92,9 @@ func (o *importOptions) run(cmd *cobra.Command, args []string) error {
 	if o.pfx == "" && o.outKey == "" && !o.keyStays {
 		o.outKey = name + ".key"
 	}
+	if o.keyStays && o.pfx == "" && sameName(o.key, o.out) {
+		return badUsage(fmt.Errorf("%s holds the key, which the certificate would overwrite: write the certificate elsewhere, or key and certificate apart", o.out))
+	}
 	writes := []string{o.outKey, o.out}
 	switch {
 	case o.pfx != "":

@@ -182,3 +182,28 @@ hosts: {mail.contoso.com: {certificate: acme, redirect: owa.contoso.com}}
 		t.Errorf("a year later: %s, %s", l.Status, l.Problem)
 	}
 }
+
+// A file that holds certificate and key is not overwritten with the certificate alone: the key is nowhere else.
+func TestCertImportKeepsTheKey(t *testing.T) {
+	pair := selfSigned(t, "mail.contoso.com")
+	key, err := tlsconf.KeyPEM(pair.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	both, answer := filepath.Join(dir, "both.pem"), filepath.Join(dir, "answer.cer")
+	want := append(key, tlsconf.CertificatesPEM(pair.Chain...)...)
+	if err := os.WriteFile(both, want, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(answer, pair.Chain[0].Raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	if code := run([]string{"cert", "import", answer, "--key", both, "--out", both, "--force"}, &out, &out); code == 0 || !strings.Contains(out.String(), "holds the key") {
+		t.Errorf("status %d: %s", code, out.String())
+	}
+	if got, err := os.ReadFile(both); err != nil || string(got) != string(want) {
+		t.Errorf("the key is lost: %v", err)
+	}
+}
