@@ -416,8 +416,11 @@ func (d *LDAP) verify(ctx context.Context, dn, password string, nobody bool) err
 			return ErrBadCredentials
 		case err == nil:
 			return nil
-		// Inappropriate authentication is what an entry without a password says.
-		case fromServer(err) && ldap.IsErrorAnyOf(err, ldap.LDAPResultInvalidCredentials, ldap.LDAPResultInappropriateAuthentication):
+		// Inappropriate authentication is what an entry without a password says, and
+		// constraint violation that of 389 Directory Server after too many failures:
+		// as an error it would tell that the user exists, and count for nothing.
+		case fromServer(err) && ldap.IsErrorAnyOf(err, ldap.LDAPResultInvalidCredentials, ldap.LDAPResultInappropriateAuthentication,
+			ldap.LDAPResultConstraintViolation):
 			return ErrBadCredentials
 		}
 		return fmt.Errorf("bind as a user: %w", err)

@@ -617,6 +617,23 @@ func TestLDAPLyingServer(t *testing.T) {
 			}
 		})
 	}
+	// Codes of a bind that say no to a user, and those that say nothing of one.
+	for code, refused := range map[byte]bool{49: true, 48: true, 19: true, 51: false, 8: false} {
+		t.Run(fmt.Sprintf("bind %d", code), func(t *testing.T) {
+			address := tcpServer(t, func(c net.Conn) {
+				s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{certificate}})
+				buf := make([]byte, 4096)
+				if _, err := s.Read(buf); err == nil {
+					_, _ = io.WriteString(s, strings.Replace(bound, "\x0a\x01\x00", "\x0a\x01"+string([]byte{code}), 1))
+				}
+				_, _ = s.Read(buf)
+			})
+			d := w.open(t, nil, localhost("ldaps", address))
+			if err := d.verify(t.Context(), "uid=pat", "x", false); err == nil || errors.Is(err, ErrBadCredentials) != refused {
+				t.Errorf("%v; refused is to be %t", err, refused)
+			}
+		})
+	}
 	// It may send entries that nobody asked for: they are not believed.
 	t.Run("another entry", func(t *testing.T) {
 		entry := "\x30\x2c\x02\x01\x02\x64\x27\x04\x06cn=eve\x30\x1d\x30\x1b\x04\x04mail\x31\x13\x04\x11eve@contoso.local"
