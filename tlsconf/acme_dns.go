@@ -1,7 +1,6 @@
 package tlsconf
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -207,6 +206,15 @@ func (h *DNSHook) CleanUp(ctx context.Context, fqdn, value string) error {
 	return h.run(ctx, "cleanup", fqdn, value)
 }
 
+// lastBytes keeps the last hookOutput bytes of what is written to it.
+type lastBytes []byte
+
+func (l *lastBytes) Write(p []byte) (int, error) {
+	all := append(*l, p...)
+	*l = append((*l)[:0], all[max(0, len(all)-hookOutput):]...)
+	return len(p), nil
+}
+
 func (h *DNSHook) run(ctx context.Context, args ...string) error {
 	limit := h.Timeout
 	if limit <= 0 {
@@ -215,7 +223,7 @@ func (h *DNSHook) run(ctx context.Context, args ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, h.Program, args...)
-	var out bytes.Buffer
+	var out lastBytes
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.WaitDelay = time.Second // children that keep the output open are not waited for
 	err := cmd.Run()
@@ -225,7 +233,7 @@ func (h *DNSHook) run(ctx context.Context, args ...string) error {
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
-	said := strings.TrimSpace(string(out.Bytes()[max(0, out.Len()-hookOutput):]))
+	said := strings.TrimSpace(string(out))
 	if said != "" {
 		return fmt.Errorf("%s %s: %w: %s", h.Program, args[0], err, said)
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -298,6 +299,14 @@ func TestDNSHook(t *testing.T) {
 		if err := h.Present(t.Context(), "_acme-challenge.mail.", "va;l$ue"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
 		}
+	}
+	// Of a program that does not stop talking the last words count, and are all that is kept.
+	var last lastBytes
+	for i := range 100_000 {
+		fmt.Fprintf(&last, "line %d\n", i)
+	}
+	if !strings.HasSuffix(string(last), "line 99998\nline 99999\n") || len(last) != hookOutput || cap(last) > 4*hookOutput {
+		t.Errorf("%d bytes kept in %d, the last of them %q", len(last), cap(last), last[max(0, len(last)-30):])
 	}
 	// A child that keeps the output open holds nobody up.
 	h := &DNSHook{Program: program("sleep 60 & exit 0")}
