@@ -323,9 +323,6 @@ func TestParallelRequests(t *testing.T) {
 
 // one address may have hundreds of connections: offices sit behind NAT.
 func TestManyConnectionsFromOneAddress(t *testing.T) {
-	if testing.Short() {
-		t.Skip("many handshakes")
-	}
 	const n = 300
 	b := newRecorder(t, echo)
 	f := newFront(t, nil, b.backend())

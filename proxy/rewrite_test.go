@@ -599,6 +599,7 @@ func TestAutodiscoverAnswerIsMapped(t *testing.T) {
 		{"401", doc, answer("401 Unauthorized", xml+"WWW-Authenticate: NTLM\r\n", url), answer("401 Unauthorized", xml+"WWW-Authenticate: NTLM\r\n", url)},
 		{"500", doc, answer("500 Internal Server Error", xml, url), answer("500 Internal Server Error", xml, url)},
 		{"302", doc, answer("302 Found", "Location: "+url+"\r\n", ""), answer("302 Found", "Location: "+out+"\r\n", "")},
+		// HTML is rewritten by no setting.
 		{"html", doc, answer("200 OK", "Content-Type: text/html\r\n", url), answer("200 OK", "Content-Type: text/html\r\n", url)},
 		{"another path", "/ews/Exchange.asmx", answer("200 OK", xml, url), answer("200 OK", xml, url)},
 		{"another path of the directory", "/autodiscover/services.wsdl", answer("200 OK", xml, url), answer("200 OK", xml, url)},
